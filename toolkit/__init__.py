@@ -1,0 +1,3 @@
+"""Transformers from PyTorch to verified engines."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,54 @@
+"""A target is a runtime and a scheme, written `<runtime>-<scheme>`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from toolkit.errors import UnsupportedError, UsageError
+from toolkit.plugins import listing, nearest
+
+__all__ = ["Target", "all_targets", "parse_target"]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where an engine is to run and in which precision, as `trt-int8`."""
+
+    runtime: str
+    scheme: str
+
+    def __str__(self) -> str:
+        return f"{self.runtime}-{self.scheme}"
+
+
+def all_targets() -> tuple[Target, ...]:
+    """Every runtime with every scheme that it declares."""
+    return tuple(
+        Target(name, scheme)
+        for name, entry in listing("runtimes").items()
+        for scheme in entry.literals.get("SCHEMES", ())
+    )
+
+
+def parse_target(text: str) -> Target:
+    """`trt-rtx-fp16` is runtime `trt-rtx`, scheme `fp16`: the longest runtime name is tried first.
+
+    Raises UsageError for a name that does not exist, UnsupportedError for a pair that the runtime does not take.
+    """
+    runtimes, schemes = listing("runtimes"), listing("quantize.schemes")
+    for runtime in sorted(runtimes, key=len, reverse=True):
+        scheme = text.removeprefix(f"{runtime}-")
+        if scheme == text or scheme not in schemes:
+            continue
+        supported = runtimes[runtime].literals.get("SCHEMES", ())
+        if scheme in supported:
+            return Target(runtime, scheme)
+        raise UnsupportedError(
+            f"runtime '{runtime}' does not take scheme '{scheme}'",
+            hint=f"{runtime} takes: {', '.join(supported)}.",
+        )
+    known = [str(target) for target in all_targets()]
+    raise UsageError(
+        f"unknown target '{text}'",
+        hint=f"{nearest(text, known)}A target is <runtime>-<scheme>: {', '.join(known)}.",
+    )

@@ -1,0 +1,318 @@
+"""The typed values that travel down the line. All are frozen; a graph is a path, never its bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    "Calibration",
+    "Dim",
+    "Engine",
+    "EngineStatus",
+    "Evaluation",
+    "ExportedGraph",
+    "Family",
+    "Gate",
+    "Granularity",
+    "Graph",
+    "Kind",
+    "LoweredGraph",
+    "ModelRequest",
+    "ModelSpec",
+    "QuantConfig",
+    "QuantizedGraph",
+    "Readiness",
+    "Runtime",
+    "Scheme",
+    "Session",
+    "Step",
+    "TensorSpec",
+    "Tensors",
+]
+
+Tensors = Mapping[str, NDArray[Any]]
+"""Input or output tensors by name."""
+
+Kind = Literal["encoder", "vision", "module"]
+EngineStatus = Literal["executed", "built", "graph-only"]
+Granularity = Literal["per-tensor", "per-channel"]
+
+
+@dataclass(frozen=True, slots=True)
+class Dim:
+    """The range of a dynamic dimension: smallest, the one engines are tuned for, largest."""
+
+    min: int
+    opt: int
+    max: int
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """An input or output: a numpy dtype name and a shape whose dynamic dimensions are names, as `batch`."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """What `--model` resolved to. Reading it needs a configuration file, never weights.
+
+    `source` is a Hub id, an absolute folder, or `module:factory`. `task` says what the outputs mean:
+    `embedding`, `features`, `image-classification`, `text-classification` or `raw`.
+    `dims` gives the range of every name used in the shapes of `inputs`.
+    """
+
+    name: str
+    family: str
+    kind: Kind
+    task: str
+    source: str
+    architecture: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    dims: Mapping[str, Dim]
+    revision: str | None = None
+    weights: Literal["pretrained", "random"] = "pretrained"
+    seed: int = 0
+    labels: tuple[str, ...] = ()
+    offline: bool = False
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRequest:
+    """What the user asked for, after `--model` was found: `config` is the parsed `config.json` (empty for a factory).
+
+    `name` is what bundles are called; `dims` holds the ranges given with `--dim`, which override the family's.
+    """
+
+    name: str
+    source: str
+    config: Mapping[str, Any]
+    revision: str | None = None
+    weights: Literal["pretrained", "random"] = "pretrained"
+    seed: int = 0
+    dims: Mapping[str, Dim] = field(default_factory=dict)
+    offline: bool = False
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One thing a stage did: which stage, what, to how many nodes, and why."""
+
+    stage: str
+    what: str
+    count: int
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """An ONNX file on disk (weights beside it in `<name>.data`), its hash, its model, and what made it so.
+
+    `sha256` covers the graph file and its data file. `steps` is the log of all stages so far.
+    """
+
+    path: Path
+    sha256: str
+    spec: ModelSpec
+    steps: tuple[Step, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ExportedGraph(Graph):
+    """Canonical ONNX: standard operators and `toolkit::FusedAttention` with its function body."""
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedGraph(Graph):
+    """Canonical ONNX with the scheme's precision written into it: standard Q/DQ, or fp16, or unchanged."""
+
+    scheme: str = "fp32"
+
+
+@dataclass(frozen=True, slots=True)
+class LoweredGraph(Graph):
+    """The graph in the runtime's own dialect: no `toolkit` nodes and no functions are left."""
+
+    scheme: str = "fp32"
+    runtime: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """What ships. `files` are relative to `graph.path.parent`; for ONNX Runtime the engine is the graph itself.
+
+    `builder` names the library and version that compiled it; `details` holds facts worth keeping
+    (architectures, sizes, seconds). `reason` says why the status is not `executed`.
+    """
+
+    graph: LoweredGraph
+    status: EngineStatus
+    builder: str
+    files: tuple[Path, ...] = ()
+    reason: str = ""
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """The most drift that passes. A bound that is None is not checked.
+
+    The first four hold for every output of a stage; the rest for the task's own metric, where there is one.
+    `max_accuracy_drop` is in percentage points; agreement and overlap are fractions of 1.
+    """
+
+    min_sqnr_db: float | None = None
+    min_cosine: float | None = None
+    max_relative_l2: float | None = None
+    max_abs: float | None = None
+    max_accuracy_drop: float | None = None
+    min_top1_agreement: float | None = None
+    min_overlap_at_10: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class QuantConfig:
+    """A scheme's recipe. `weights` and `activations` are dtype names, None where they stay as they are.
+
+    Granularity by shapes, for a Linear weight [K, N]: per-tensor gives one scale [], per-channel gives [N].
+    """
+
+    weights: str | None
+    activations: str | None
+    gate: Gate
+    granularity: Granularity = "per-channel"
+    symmetric: bool = True
+    calibration: Literal["none", "minmax", "percentile"] = "none"
+    exclude: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """A stream of realistic inputs. `batches` starts it anew at each call; nothing is held in memory.
+
+    `source` says where the data came from; `sha256` is the hash of the tensors in order.
+    """
+
+    batches: Callable[[], Iterator[Tensors]]
+    count: int
+    source: str
+    sha256: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Held-out inputs that a task metric is computed on.
+
+    `metric` is `accuracy` (needs `labels`, int64 [n], the class of each row over all batches) or `retrieval`
+    (neighbours of each row among all rows, compared with the reference's).
+    """
+
+    metric: Literal["accuracy", "retrieval"]
+    batches: tuple[Tensors, ...]
+    labels: NDArray[np.int64] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """What a runtime can do on this machine: `build`, `run`, and the reason where it cannot."""
+
+    build: bool
+    run: bool
+    version: str = ""
+    device: str = ""
+    reason: str = ""
+
+
+class Session(Protocol):
+    """Something that runs: a graph on ONNX Runtime, an engine on a GPU, or the PyTorch reference."""
+
+    ran_on: str
+    """Library and device, as `onnxruntime 1.32.0 CPUExecutionProvider`; never what was merely asked for."""
+
+    def run(self, inputs: Tensors) -> dict[str, NDArray[Any]]:
+        """All outputs by name. Raises UsageError on a missing input, a wrong dtype or rank."""
+        ...
+
+    def close(self) -> None:
+        """Free what the session holds."""
+        ...
+
+
+class Family(Protocol):
+    """A model family: one file in `model_zoo/`, exposing an instance as `FAMILY`.
+
+    The file also holds two literals that listing reads without importing it: `NAMES` (short name to Hub id)
+    and `MODEL_TYPES` (the `model_type` values of `config.json` that it claims).
+    """
+
+    def describe(self, request: ModelRequest) -> ModelSpec:
+        """Read the configuration and answer the spec; touches no weights."""
+        ...
+
+    def load(self, spec: ModelSpec) -> Any:
+        """The fp32 eval-mode `torch.nn.Module` whose keyword arguments are `spec.inputs`.
+
+        Its forward returns a dict from output name to tensor.
+        """
+        ...
+
+    def golden(self, spec: ModelSpec) -> tuple[Tensors, ...]:
+        """A few realistic inputs, the same each time; the bundle carries them."""
+        ...
+
+    def calibration(self, spec: ModelSpec, source: Path | None, count: int) -> Calibration:
+        """Inputs to calibrate on: the family's own sample data, or the user's folder or file."""
+        ...
+
+    def evaluation(self, spec: ModelSpec) -> Evaluation | None:
+        """Held-out inputs of the task, or None where there are none."""
+        ...
+
+    def assets(self, spec: ModelSpec) -> tuple[Path, ...]:
+        """Files that the app needs beside the engine: tokenizer, image processor, configuration."""
+        ...
+
+
+class Scheme(Protocol):
+    """A quantization recipe: one file in `quantize/schemes/`, exposing an instance as `SCHEME`."""
+
+    config: QuantConfig
+
+    def apply(self, model: Any, spec: ModelSpec, calibration: Calibration | None) -> list[Step]:
+        """Rewrite the `onnx_ir.Model` in place and say what was done."""
+        ...
+
+
+class Runtime(Protocol):
+    """A runtime: one folder in `runtimes/`, exposing an instance as `RUNTIME`.
+
+    Its `__init__.py` also holds literals that listing reads without importing it: `SCHEMES` and `KINDS`.
+    """
+
+    def readiness(self) -> Readiness:
+        """What works here, found out by trying, not by reading version numbers."""
+        ...
+
+    def lower(self, graph: QuantizedGraph, folder: Path) -> LoweredGraph:
+        """Write the graph in this runtime's dialect into `folder`."""
+        ...
+
+    def build(self, graph: LoweredGraph) -> Engine:
+        """Compile the lowered graph beside itself, or say honestly that it cannot be done here."""
+        ...
+
+    def session(self, folder: Path, engine: Mapping[str, Any]) -> Session:
+        """Open what was built. `engine` is the manifest's engine entry; raises UnsupportedError with the reason."""
+        ...
