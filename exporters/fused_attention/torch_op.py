@@ -1,0 +1,152 @@
+"""The PyTorch operator `toolkit::fused_attention`: one node in an exported program, SDPA when run eagerly."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+__all__ = ["fused_attention"]
+
+
+def fused_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    attn_mask: Tensor | None = None,
+    alibi_slopes: Tensor | None = None,
+    scale: float | None = None,
+    is_causal: bool = False,
+    softcap: float = 0.0,
+    left_window_size: int = -1,
+    right_window_size: int = -1,
+) -> Tensor:
+    """Attention that exports as one `toolkit::FusedAttention` node, for use in your own modules.
+
+    query [B, Hq, Sq, D], key [B, Hkv, Skv, D], value [B, Hkv, Skv, Dv]; answers [B, Hq, Sq, Dv].
+    `attn_mask` is bool (True = attend) or float (added to the scores), rank 2 to 4, broadcastable to
+    [B, Hq, Sq, Skv]; `alibi_slopes` is [Hq]; `scale` defaults to 1/sqrt(D). Inference only: it has no gradient.
+    """
+    factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    output: Tensor = _fused_attention(
+        query, key, value, attn_mask, alibi_slopes, factor, is_causal, softcap, left_window_size, right_window_size
+    )
+    return output
+
+
+@torch.library.custom_op("toolkit::fused_attention", mutates_args=())
+def _fused_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None,
+    alibi_slopes: Tensor | None,
+    scale: float,
+    is_causal: bool,
+    softcap: float,
+    left_window_size: int,
+    right_window_size: int,
+) -> Tensor:
+    window = (left_window_size, right_window_size)
+    if attn_mask is None and alibi_slopes is None and window == (-1, -1) and softcap == 0:
+        return _by_token(_sdpa(query, key, value, scale=scale, mask=None, is_causal=is_causal))
+    allowed = _allowed(query, key, is_causal, window)
+    bias = _bias(query, key, attn_mask, alibi_slopes)
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        allowed = attn_mask if allowed is None else attn_mask & allowed
+    mask = _merged(allowed, bias)
+    if softcap > 0:
+        output = _softcapped(query, key, value, scale=scale, softcap=softcap, mask=mask)
+    else:
+        output = _sdpa(query, key, value, scale=scale, mask=mask, is_causal=False)
+    return _by_token(output if mask is None else output.masked_fill(_empty_rows(mask), 0.0))
+
+
+@_fused_attention.register_fake
+def _(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None,
+    alibi_slopes: Tensor | None,
+    scale: float,
+    is_causal: bool,
+    softcap: float,
+    left_window_size: int,
+    right_window_size: int,
+) -> Tensor:
+    batch, heads, queries, _ = query.shape
+    return query.new_empty(batch, queries, heads, value.shape[3]).transpose(1, 2)
+
+
+def _by_token(output: Tensor) -> Tensor:
+    """The same values laid out as [B, Sq, Hq, Dv], which is what models reshape next: no copy then."""
+    return output.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def _sdpa(query: Tensor, key: Tensor, value: Tensor, *, scale: float, mask: Tensor | None, is_causal: bool) -> Tensor:
+    grouped = query.shape[1] != key.shape[1]
+    return scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, scale=scale, is_causal=is_causal, enable_gqa=grouped
+    )
+
+
+def _softcapped(
+    query: Tensor, key: Tensor, value: Tensor, *, scale: float, softcap: float, mask: Tensor | None
+) -> Tensor:
+    """SDPA has no softcap, so scores are made whole; a group's heads share their keys without a copy."""
+    batch, heads, queries, _ = query.shape
+    groups = (batch, key.shape[1], -1)
+    scores = (query * scale).reshape(*groups, query.shape[3]) @ key.transpose(-1, -2)
+    scores = softcap * torch.tanh(scores.view(batch, heads, queries, -1) / softcap)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
+    weights = torch.softmax(scores, dim=-1)
+    return (weights.reshape(*groups, weights.shape[3]) @ value).view(batch, heads, queries, -1)
+
+
+def _distance(query: Tensor, key: Tensor) -> Tensor:
+    """j - i, [Sq, Skv]."""
+    rows = torch.arange(query.shape[2], device=query.device)
+    return torch.arange(key.shape[2], device=query.device) - rows[:, None]
+
+
+def _allowed(query: Tensor, key: Tensor, is_causal: bool, window: tuple[int, int]) -> Tensor | None:
+    """What causality and the window allow, bool [Sq, Skv]."""
+    left, right = window
+    right = min(right, 0) if is_causal and right >= 0 else 0 if is_causal else right
+    if left < 0 and right < 0:
+        return None
+    distance = _distance(query, key)
+    allowed = torch.ones_like(distance, dtype=torch.bool)
+    if left >= 0:
+        allowed &= distance >= -left
+    if right >= 0:
+        allowed &= distance <= right
+    return allowed
+
+
+def _bias(query: Tensor, key: Tensor, attn_mask: Tensor | None, slopes: Tensor | None) -> Tensor | None:
+    """What is added to the scores, in the query's type, broadcastable to [B, Hq, Sq, Skv]."""
+    bias = None
+    if attn_mask is not None and attn_mask.dtype != torch.bool:
+        bias = attn_mask.to(query.dtype)
+    if slopes is None:
+        return bias
+    alibi = -slopes.to(query.dtype)[:, None, None] * _distance(query, key).abs()
+    return alibi if bias is None else bias + alibi
+
+
+def _merged(allowed: Tensor | None, bias: Tensor | None) -> Tensor | None:
+    if allowed is None or bias is None:
+        return bias if allowed is None else allowed
+    return torch.where(allowed, bias, -math.inf)
+
+
+def _empty_rows(mask: Tensor) -> Tensor:
+    """Queries that may attend nothing, [.., Sq or 1, 1]."""
+    attend = mask if mask.dtype == torch.bool else mask != -math.inf
+    return ~attend.any(dim=-1, keepdim=True)

@@ -1,0 +1,54 @@
+"""What tests share: the models that scripts/fetch_models.py brings, and the switch that forbids device skips."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--require-devices", action="store_true", help="a test that would skip for want of a device fails")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    report = yield
+    devices = {"requires_gpu", "requires_rtx"} & {mark.name for mark in item.iter_markers()}
+    if devices and report.skipped and item.config.getoption("--require-devices"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, but --require-devices was given ({', '.join(sorted(devices))})"
+    return report
+
+
+@pytest.fixture(scope="session")
+def minilm_folder() -> Path:
+    """all-MiniLM-L6-v2, trained, with its tokenizer."""
+    return _fetched("all-minilm-l6-v2")
+
+
+@pytest.fixture(scope="session")
+def dinov2_folder() -> Path:
+    """A trained DINOv2 ViT-S/14."""
+    return _fetched("dinov2-small-focus")
+
+
+def _fetched(name: str) -> Path:
+    path = ROOT / "scripts" / "fetch_models.py"
+    spec = importlib.util.spec_from_file_location("fetch_models", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["fetch_models"] = module
+    spec.loader.exec_module(module)
+    folder: Path = module.default_folder() / name
+    if not (folder / "config.json").is_file():
+        pytest.skip(f"{name} is not here: run python scripts/fetch_models.py")
+    json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return folder
