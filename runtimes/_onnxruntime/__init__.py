@@ -1,0 +1,1 @@
+"""What the ONNX Runtime runtimes share: lowering, sessions, and how their failures are told."""

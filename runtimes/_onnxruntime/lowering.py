@@ -1,0 +1,56 @@
+"""A quantized graph into ONNX Runtime's dialect: the rules in order, the contract, the file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
+
+from runtimes._onnxruntime.emit import Emitter
+from toolkit.errors import StageError
+from toolkit.hashing import data_path, graph_sha256
+from toolkit.types import LoweredGraph, QuantizedGraph, Step
+
+__all__ = ["GRAPH_FILE", "Rule", "lower_graph"]
+
+GRAPH_FILE = "model.onnx"
+_PAGE = 4096
+_MICROSOFT = "com.microsoft"
+
+Rule = Callable[[ir.Model, Emitter], list[Step]]
+"""A lowering rule: rewrites the model in place and answers what it did."""
+
+
+def lower_graph(graph: QuantizedGraph, folder: Path, runtime: str, rules: Sequence[Rule]) -> LoweredGraph:
+    """Apply the rules and write `model.onnx` with its weights beside it into `folder`.
+
+    Weights that no rule touches are streamed from the source's data file, never held together in memory.
+    Raises StageError where a rule's contract breaks or a `toolkit` node is left.
+    """
+    path = folder / GRAPH_FILE
+    if path.resolve() == graph.path.resolve():
+        raise StageError("lower", f"{path} would overwrite its own source", hint="Lower into another folder.")
+    model = ir.load(graph.path)
+    emit = Emitter(model)
+    steps = tuple(step for rule in rules for step in rule(model, emit))
+    _clean(model)
+    _write(model, path)
+    return LoweredGraph(path, graph_sha256(path), graph.spec, graph.steps + steps, graph.scheme, runtime)
+
+
+def _clean(model: ir.Model) -> None:
+    RemoveUnusedNodesPass()(model)
+    if any(node.domain == _MICROSOFT for node in ir.traversal.RecursiveGraphIterator(model.graph)):
+        model.opset_imports[_MICROSOFT] = 1
+    RemoveUnusedOpsetsPass()(model)
+    names = {"toolkit"} & {node.domain for node in ir.traversal.RecursiveGraphIterator(model.graph)}
+    if names or model.functions:
+        raise StageError("lower", "toolkit nodes or functions are left in the lowered graph", hint="This is a bug.")
+
+
+def _write(model: ir.Model, path: Path) -> None:
+    """Pages are aligned so that ONNX Runtime can map large weights instead of copying them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ir.save(model, path, external_data=data_path(path).name, alignment=_PAGE)

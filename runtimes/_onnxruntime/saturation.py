@@ -1,0 +1,42 @@
+"""Whether this processor's fast u8 x s8 kernels saturate, found out by multiplying."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import TensorProto, helper
+
+__all__ = ["int8_products_saturate"]
+
+_DEPTH = 64
+
+
+@cache
+def int8_products_saturate() -> bool:
+    """True where ONNX Runtime's u8 x s8 product clips at 16 bits: x86 processors without VNNI.
+
+    Those sum pairs of products with an instruction that saturates at 32767, so 255·127 + 255·127 comes out wrong.
+    ONNX Runtime's `session.x64quantprecision` then turns the weights into u8 at load: exact, and slower.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = 1
+    session = ort.InferenceSession(_probe().SerializeToString(), options, providers=["CPUExecutionProvider"])
+    rows = np.full((2, _DEPTH), 255, np.uint8)
+    (product,) = session.run(None, {"a": rows})
+    return bool((product != 255 * 127 * _DEPTH).any())
+
+
+def _probe() -> onnx.ModelProto:
+    weights = helper.make_tensor("b", TensorProto.INT8, [_DEPTH, 16], [127] * (_DEPTH * 16))
+    graph = helper.make_graph(
+        [helper.make_node("MatMulInteger", ["a", "b"], ["y"])],
+        "saturation",
+        [helper.make_tensor_value_info("a", TensorProto.UINT8, [2, _DEPTH])],
+        [helper.make_tensor_value_info("y", TensorProto.INT32, [2, 16])],
+        [weights],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
