@@ -1,0 +1,67 @@
+"""Symmetric int8 arithmetic: scales, rounding, and their inverse.
+
+The arithmetic is that of ONNX `QuantizeLinear` and `DequantizeLinear` (opset 23) with zero point 0:
+q = saturate(round_half_to_even(x / scale)), x' = q · scale.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["channel_absmax", "dequantize", "quantize_activation", "quantize_weight", "symmetric_scale"]
+
+_QMAX = 127
+
+
+def symmetric_scale(absmax: float | NDArray[Any]) -> NDArray[np.float32]:
+    """The float32 scale that maps `absmax` to 127; same shape as `absmax`.
+
+    An all-zero tensor gets scale 1 (it stays zero), as does one so small that its scale is subnormal.
+    Raises ValueError where `absmax` is negative or not finite.
+    """
+    bound = np.asarray(absmax, dtype=np.float64)
+    if not np.isfinite(bound).all() or (bound < 0).any():
+        raise ValueError("a scale needs a finite, non-negative range")
+    scale = (bound / _QMAX).astype(np.float32)
+    return np.where(scale < np.finfo(np.float32).tiny, np.float32(1), scale)
+
+
+def channel_absmax(weight: NDArray[Any], axis: int) -> NDArray[Any]:
+    """The largest magnitude of each slice of `weight` along `axis`: weight [K, N], axis 1 gives [N].
+
+    NaN and Inf in the weight stay visible in the answer.
+    """
+    others = tuple(i for i in range(weight.ndim) if i != axis % weight.ndim)
+    # Two reductions instead of abs(), which would copy the weight.
+    absmax: NDArray[Any] = np.maximum(weight.max(axis=others), -weight.min(axis=others))
+    return absmax
+
+
+def quantize_weight(weight: NDArray[Any], scale: NDArray[np.float32], axis: int) -> NDArray[np.int8]:
+    """int8 in [-127, 127], so that negating a weight is exact; `scale` is [] or runs along `axis`."""
+    return _round(weight, _along(scale, axis, weight.ndim), -_QMAX)
+
+
+def quantize_activation(values: NDArray[Any], scale: NDArray[np.float32]) -> NDArray[np.int8]:
+    """int8 in [-128, 127], as `QuantizeLinear` saturates; `scale` is []."""
+    return _round(values, scale, -_QMAX - 1)
+
+
+def dequantize(quantized: NDArray[np.int8], scale: NDArray[np.float32], axis: int = 0) -> NDArray[np.float32]:
+    """The float32 values that the integers stand for; `scale` is [] or runs along `axis`."""
+    return quantized.astype(np.float32) * _along(scale, axis, quantized.ndim)
+
+
+def _round(values: NDArray[Any], scale: NDArray[np.float32], lowest: int) -> NDArray[np.int8]:
+    steps = values.astype(np.float32) / scale
+    np.rint(steps, out=steps)
+    return np.clip(steps, lowest, _QMAX, out=steps).astype(np.int8)
+
+
+def _along(scale: NDArray[np.float32], axis: int, rank: int) -> NDArray[np.float32]:
+    if scale.ndim == 0:
+        return scale
+    return scale.reshape([-1 if i == axis % rank else 1 for i in range(rank)])

@@ -1,0 +1,236 @@
+"""Watching activations on calibration data: ranges and histograms whose memory does not grow with the data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnx import ModelProto, helper
+
+from quantize.nodes import module_path
+from toolkit.errors import StageError, UsageError
+from toolkit.types import Calibration, Tensors
+
+__all__ = ["DEFAULT_PERCENTILE", "Histogram", "Range", "measure_ranges", "observe", "require"]
+
+DEFAULT_PERCENTILE = 99.999
+
+_BINS = 2048
+_SMALLEST_LIMIT = 2.0**-24
+_FOLDER_KEY = "session.model_external_initializers_file_folder_path"
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """The smallest and the largest value that a tensor took."""
+
+    min: float
+    max: float
+
+    @property
+    def absmax(self) -> float:
+        """The largest magnitude."""
+        return max(abs(self.min), abs(self.max))
+
+    def union(self, other: Range) -> Range:
+        """The range that covers both."""
+        return Range(min(self.min, other.min), max(self.max, other.max))
+
+
+@dataclass(slots=True)
+class Histogram:
+    """Counts of |x| in 2048 equal bins over [0, limit]; the limit is a power of two and doubles as needed.
+
+    The limit is always the smallest such power above all values. Doubling merges bins in whole groups, so the
+    counts do not depend on the order of the data.
+    """
+
+    min: float = math.inf
+    max: float = -math.inf
+    limit: float = _SMALLEST_LIMIT
+    counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(_BINS, np.int64))
+
+    @property
+    def absmax(self) -> float:
+        """The largest magnitude seen; 0 before any."""
+        return max(abs(self.min), abs(self.max)) if self.counts.any() else 0.0
+
+    def update(self, values: NDArray[Any]) -> None:
+        """Add the values of one batch, of any shape. Raises ValueError where one is NaN or Inf."""
+        if values.size == 0:
+            return
+        low, high = float(values.min()), float(values.max())
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise ValueError("NaN" if math.isnan(low) or math.isnan(high) else "Inf")
+        self.min, self.max = min(self.min, low), max(self.max, high)
+        self._grow(max(abs(low), abs(high)))
+        steps = np.abs(values.ravel(), dtype=np.float32) * np.float32(_BINS / self.limit)
+        self.counts += np.bincount(steps.astype(np.int32), minlength=_BINS)
+
+    def percentile(self, percent: float) -> float:
+        """The magnitude that `percent` of all values do not exceed: the upper edge of its bin, at most absmax."""
+        total = int(self.counts.sum())
+        rank = max(1, math.ceil(total * percent / 100))
+        index = int(np.searchsorted(np.cumsum(self.counts), rank))
+        return min((index + 1) * self.limit / _BINS, self.absmax) if total else 0.0
+
+    def _grow(self, magnitude: float) -> None:
+        if magnitude < self.limit:
+            return
+        doublings = math.frexp(magnitude / self.limit)[1]
+        self.limit *= 2.0**doublings
+        group = np.arange(_BINS) >> min(doublings, 62)
+        self.counts = np.bincount(group, weights=self.counts, minlength=_BINS).astype(np.int64)
+
+
+def require(calibration: Calibration | None, scheme: str) -> Calibration:
+    """The calibration, or UsageError where a scheme that measures activations was given none."""
+    if calibration is None:
+        raise UsageError(
+            f"scheme '{scheme}' measures activations and was given no calibration data",
+            hint="Give --calibration a folder or file of realistic inputs, or a number of the family's samples.",
+        )
+    return calibration
+
+
+def observe(model: ir.Model, values: Iterable[ir.Value], calibration: Calibration) -> dict[str, Histogram]:
+    """Run the calibration data through the fp32 graph and answer one histogram per named float32 value.
+
+    One batch's worth of the watched tensors is held at a time. Weights are mapped from their own file.
+    Raises StageError that names the tensor and its module where one holds NaN or Inf.
+    """
+    watched = {_name(value): value for value in values}
+    state = {name: Histogram() for name in watched}
+    fed = [name for name, value in watched.items() if value.is_graph_input()]
+    computed = [name for name in watched if name not in fed]
+    for index, feed, taps in _run(model, lambda _: computed, calibration):
+        for name, value in watched.items():
+            try:
+                state[name].update(feed[name] if name in fed else taps.pop(name))
+            except ValueError as error:
+                raise _not_finite(value, str(error), index) from error
+    return state
+
+
+def measure_ranges(model: ir.Model, values: Iterable[ir.Value], calibration: Calibration) -> dict[str, Range]:
+    """The range of every named float32 value over the calibration data, reduced inside the graph.
+
+    Only two numbers a tensor leave the runtime, so watching all tensors of a model costs no memory.
+    An infinite range is answered as such; NaN raises StageError that names the tensor and its module.
+    """
+    watched = {_name(value): value for value in values}
+    ranges: dict[str, Range] = {}
+    for index, _, taps in _run(model, lambda proto: _add_reductions(proto, watched), calibration):
+        for name, value in watched.items():
+            low, high, total = (float(taps[_tap(kind, name)]) for kind in ("min", "max", "l1"))
+            if math.isnan(low) or math.isnan(high) or math.isnan(total):
+                raise _not_finite(value, "NaN", index)
+            seen = Range(low, high)
+            ranges[name] = ranges[name].union(seen) if name in ranges else seen
+    return ranges
+
+
+def _run(
+    model: ir.Model, add_taps: Callable[[ModelProto], list[str]], calibration: Calibration
+) -> Iterator[tuple[int, Tensors, dict[str, NDArray[Any]]]]:
+    session, taps = _session(model, add_taps)
+    inputs = {value.name for value in session.get_inputs()}
+    index = -1
+    for index, batch in enumerate(calibration.batches()):
+        missing = inputs - set(batch)
+        if missing:
+            raise UsageError(
+                f"calibration batch {index} of {calibration.source} lacks {', '.join(sorted(missing))}",
+                hint=f"Every batch holds: {', '.join(sorted(inputs))}.",
+            )
+        yield index, batch, _outputs(session, taps, {name: batch[name] for name in inputs}, index)
+    if index < 0:
+        raise UsageError(
+            f"calibration data from {calibration.source} is empty", hint="Give at least one realistic input."
+        )
+
+
+def _outputs(
+    session: ort.InferenceSession, taps: list[str], feed: dict[str, NDArray[Any]], index: int
+) -> dict[str, NDArray[Any]]:
+    try:
+        return dict(zip(taps, session.run(taps, feed), strict=True))
+    except Exception as error:  # ONNX Runtime raises a class of its own for each status code
+        raise StageError(
+            "quantize", f"ONNX Runtime failed on calibration batch {index}: {error}", hint=_SHAPE_HINT
+        ) from error
+
+
+_SHAPE_HINT = "Check that the calibration inputs have the shapes and dtypes that `toolkit inspect` shows."
+
+
+def _session(model: ir.Model, add_taps: Callable[[ModelProto], list[str]]) -> tuple[ort.InferenceSession, list[str]]:
+    proto = ir.to_proto(model)
+    taps = add_taps(proto)
+    present = {output.name for output in proto.graph.output}
+    proto.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in taps if name not in present)
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    # Runs each reduction as soon as its tensor exists; the default order keeps all tensors alive to the end.
+    options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
+    options.enable_cpu_mem_arena = False
+    folder = _weights_folder(model)
+    if folder:
+        options.add_session_config_entry(_FOLDER_KEY, folder)
+    try:
+        return ort.InferenceSession(proto.SerializeToString(), options, ["CPUExecutionProvider"]), taps
+    except Exception as error:  # ONNX Runtime raises a class of its own for each status code
+        raise StageError(
+            "quantize",
+            f"ONNX Runtime cannot run the exported graph for calibration: {error}",
+            hint="Export again; the fp32 graph must run before it is quantized.",
+        ) from error
+
+
+def _weights_folder(model: ir.Model) -> str:
+    tensors = (value.const_value for value in model.graph.initializers.values())
+    folders = {str(tensor.base_dir) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
+    if len(folders) > 1:
+        raise StageError(
+            "quantize",
+            f"the weights lie in several folders: {', '.join(sorted(folders))}",
+            hint="Save the model with one external data file and try again.",
+        )
+    return folders.pop() or "." if folders else ""
+
+
+def _add_reductions(proto: ModelProto, watched: Iterable[str]) -> list[str]:
+    taps: list[str] = []
+    for name in watched:
+        # The L1 norm is there for NaN, which the two extremes may drop.
+        for kind, op_type in (("min", "ReduceMin"), ("max", "ReduceMax"), ("l1", "ReduceL1")):
+            tap = _tap(kind, name)
+            proto.graph.node.append(helper.make_node(op_type, [name], [tap], keepdims=0))
+            taps.append(tap)
+    return taps
+
+
+def _tap(kind: str, name: str) -> str:
+    return f"quantize.{kind}.{name}"
+
+
+def _name(value: ir.Value) -> str:
+    if not value.name:
+        raise ValueError("a value without a name cannot be watched")
+    return str(value.name)
+
+
+def _not_finite(value: ir.Value, what: str, batch: int) -> StageError:
+    producer = value.producer()
+    where = f"module '{module_path(producer)}'" if producer else "the graph's inputs"
+    return StageError(
+        "quantize",
+        f"tensor '{value.name}' of {where} holds {what} on calibration batch {batch}",
+        hint="Check the weights and the calibration inputs: the fp32 model itself is not finite here.",
+    )

@@ -1,0 +1,192 @@
+"""Which nodes of a graph run in float16, and why the others stay in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx import defs
+
+from exporters.fused_attention.node import attention_nodes, is_attention
+from quantize.calibration import Range
+from quantize.nodes import constant, map_tensor
+
+__all__ = ["ATTENTION_MASK", "HALF_MAX", "HEADROOM", "Decision", "decide", "float_values", "half_inputs"]
+
+HALF_MAX = float(np.finfo(np.float16).max)
+HEADROOM = 4.0
+"""A tensor stays in fp32 once it reached 1/4 of fp16's largest number: calibration does not see every input."""
+
+ATTENTION_MASK = 3
+"""Index of FusedAttention's mask among its inputs."""
+
+_CAST_ERROR = 1e-3
+"""Most relative L2 error that rounding a constant to fp16 may cause; normal numbers give 3e-4 (2^-11 at most)."""
+
+_STATISTICS = frozenset(
+    {
+        "ReduceMean", "ReduceSum", "ReduceSumSquare", "ReduceL1", "ReduceL2", "ReduceProd", "ReduceLogSum",
+        "ReduceLogSumExp", "CumSum", "GlobalAveragePool", "GlobalLpPool",
+    }
+)  # fmt: skip
+_NORMALISATIONS = frozenset(
+    {
+        "LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization", "GroupNormalization",
+        "InstanceNormalization", "BatchNormalization", "MeanVarianceNormalization", "LpNormalization", "LRN",
+        "Softmax", "LogSoftmax",
+    }
+)  # fmt: skip
+_STEEP = frozenset({"Pow", "Exp", "Log", "Reciprocal", "Sqrt", "Softplus"})
+_ELEMENTWISE = frozenset({"Add", "Sub", "Mul", "Div", "Min", "Max", "Clip", "Sqrt", "Reciprocal", "Pow", "Abs", "Neg"})
+_VIEWS = frozenset({"Reshape", "Transpose", "Unsqueeze", "Squeeze", "Flatten", "Identity", "Expand", "Slice", "Gather"})
+_COMPUTE = frozenset(
+    {"MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum", "Attention", "Gelu", "Erf", "Tanh", "Sigmoid"}
+)
+_OWN_TYPE = frozenset({"Cast", "CastLike", "ConstantOfShape", "QuantizeLinear", "DequantizeLinear", "OneHot", "Range"})
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Whether a node runs in fp16; `why` says what kept it in fp32, empty where nothing did (it follows its inputs)."""
+
+    half: bool
+    why: str = ""
+
+
+def float_values(graph: ir.Graph) -> Iterator[ir.Value]:
+    """Every float32 value that a node of the graph computes."""
+    for node in graph:
+        yield from (value for value in node.outputs if value.dtype == ir.DataType.FLOAT and value.name)
+
+
+def half_inputs(node: ir.Node, opset: int) -> list[int]:
+    """The indices of the inputs that turn float16 with the node: float32 ones that its schema lets be float16."""
+    return [
+        index
+        for index, value in enumerate(node.inputs)
+        if value is not None and value.dtype == ir.DataType.FLOAT and _takes_half(node, index, opset)
+    ]
+
+
+def decide(model: ir.Model, ranges: Mapping[str, Range]) -> dict[ir.Node, Decision]:
+    """Decide node by node, in graph order; `ranges` holds what calibration measured, by value name."""
+    opset = model.opset_imports.get("", 0)
+    policy = _Policy(ranges, opset)
+    decisions = policy.decisions
+    for node in model.graph:
+        decisions[node] = policy.decide(node)
+    attentions = attention_nodes(model)
+    wide = next((decisions[node].why for node in attentions if not decisions[node].half), None)
+    if wide is not None:
+        # One function body serves all attention nodes, so they must be of one type.
+        decisions.update((node, Decision(False, wide)) for node in attentions)
+    return decisions
+
+
+class _Policy:
+    """Holds what was decided so far, since light operators follow what they read."""
+
+    def __init__(self, ranges: Mapping[str, Range], opset: int) -> None:
+        self._ranges = ranges
+        self._opset = opset
+        self._statistics: set[ir.Value] = set()
+        self._cast_errors: dict[ir.Value, str] = {}
+        self.decisions: dict[ir.Node, Decision] = {}
+
+    def decide(self, node: ir.Node) -> Decision:
+        """The node's precision, and whether its output is a statistic (a mean, a norm) of a normalisation."""
+        inputs = half_inputs(node, self._opset)
+        why = self._reason(node, inputs)
+        if node.op_type in _STATISTICS or self._continues_statistic(node):
+            self._statistics.update(node.outputs)
+        if why:
+            return Decision(False, why)
+        return Decision(self._runs_half(node, inputs))
+
+    def _reason(self, node: ir.Node, inputs: list[int]) -> str:
+        if any(attribute.type in _GRAPHS for attribute in node.attributes.values()):
+            return "control flow"
+        if node.op_type in _NORMALISATIONS | _STATISTICS | _STEEP:
+            return "normalisation"
+        if node.op_type in _ELEMENTWISE and any(value in self._statistics for value in node.inputs):
+            return "normalisation"
+        if node.op_type in _OWN_TYPE:
+            return ""
+        return self._overflow(node) or self._constant_lost(node, inputs)
+
+    def _continues_statistic(self, node: ir.Node) -> bool:
+        computed = [value for value in node.inputs if value is not None and constant(value) is None]
+        if node.op_type in _VIEWS:
+            return bool(computed) and computed[0] in self._statistics
+        return node.op_type in _ELEMENTWISE and bool(computed) and all(v in self._statistics for v in computed)
+
+    def _runs_half(self, node: ir.Node, inputs: list[int]) -> bool:
+        """Compute runs in fp16, a looked-up constant is stored in it, and light operators follow what they read."""
+        if node.op_type in _OWN_TYPE or not inputs:
+            return False
+        if node.op_type in _COMPUTE or is_attention(node):
+            return True
+        computed = [node.inputs[index] for index in inputs if constant(node.inputs[index]) is None]
+        producers = [value.producer() for value in computed if value is not None]
+        return not computed or any(producer is not None and self.decisions[producer].half for producer in producers)
+
+    def _overflow(self, node: ir.Node) -> str:
+        for value in (*node.inputs, *node.outputs):
+            if value is None or (is_attention(node) and value in node.inputs[ATTENTION_MASK:][:1]):
+                continue
+            name = _source(value).name or ""
+            seen = self._ranges.get(name)
+            if seen is not None and seen.absmax > HALF_MAX / HEADROOM:
+                return f"range: |{name}| reached {seen.absmax:.4g}"
+        return ""
+
+    def _constant_lost(self, node: ir.Node, inputs: list[int]) -> str:
+        for index in inputs:
+            value = node.inputs[index]
+            tensor = constant(value)
+            if value is None or tensor is None or (is_attention(node) and index == ATTENTION_MASK):
+                continue
+            if value not in self._cast_errors:
+                self._cast_errors[value] = map_tensor(tensor, _cast_error)
+            if self._cast_errors[value]:
+                return f"constant: {value.name} {self._cast_errors[value]}"
+        return ""
+
+
+_GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+
+
+def _takes_half(node: ir.Node, index: int, opset: int) -> bool:
+    if is_attention(node):
+        return True
+    if node.domain not in {"", "ai.onnx"} or not defs.has(node.op_type, ""):
+        return False
+    schema = defs.get_schema(node.op_type, opset, "")
+    parameter = schema.inputs[min(index, len(schema.inputs) - 1)]
+    return "tensor(float16)" in parameter.types
+
+
+def _source(value: ir.Value) -> ir.Value:
+    """The value that this one is a rearrangement of."""
+    producer = value.producer()
+    while producer is not None and producer.op_type in _VIEWS and producer.inputs[0] is not None:
+        if constant(producer.inputs[0]) is not None:
+            return value
+        value = producer.inputs[0]
+        producer = value.producer()
+    return value
+
+
+def _cast_error(weight: NDArray[Any]) -> str:
+    """What float16 would do to the constant, or nothing where it only rounds."""
+    with np.errstate(over="ignore"):
+        rounded = weight.astype(np.float16)
+    if not np.isfinite(rounded).all():
+        return "is beyond 65504"
+    norm = float(np.linalg.norm(weight.astype(np.float64)))
+    lost = float(np.linalg.norm(weight - rounded.astype(np.float32)))
+    return f"would lose {lost / norm:.1%}" if lost > _CAST_ERROR * norm else ""

@@ -1,0 +1,186 @@
+"""The nodes that int8 schemes quantize: Linears and the patch convolution, with int8 weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatch
+
+import numpy as np
+import onnx_ir as ir
+
+from quantize.arithmetic import channel_absmax, quantize_weight, symmetric_scale
+from quantize.nodes import constant, map_tensor, module_path, new_node, unused_name
+from toolkit.errors import StageError
+from toolkit.types import Step
+
+__all__ = ["Linear", "excluded_step", "find_linears", "quantize_linears", "split_excluded"]
+
+_MIXING = frozenset({"MatMul", "Gemm", "Conv", "FusedAttention", "Attention", "Einsum"})
+"""Operators past which a tensor is no longer the image that was fed."""
+
+QuantizeActivation = Callable[["Linear"], list[ir.Node]]
+"""Answers the nodes that turn `linear.activation` into integers and back; the last one's output is used."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Linear:
+    """A node with a constant weight: y = activation · weight, the output channels along `axis` of the weight."""
+
+    node: ir.Node
+    activation: ir.Value
+    weight: ir.Value
+    axis: int
+
+    @property
+    def module(self) -> str:
+        """The PyTorch module's path."""
+        return module_path(self.node)
+
+
+def find_linears(graph: ir.Graph) -> list[Linear]:
+    """Every MatMul and Gemm with a constant [K, N] weight, and every Conv that the fed image reaches.
+
+    Attention, products of two activations and later convolutions are not among them.
+    """
+    return [linear for node in graph if (linear := _as_linear(node)) is not None]
+
+
+def split_excluded(linears: Iterable[Linear], patterns: tuple[str, ...]) -> tuple[list[Linear], list[Linear]]:
+    """Those to quantize, and those whose module path matches a pattern such as `*.classifier`."""
+    kept: list[Linear] = []
+    excluded: list[Linear] = []
+    for linear in linears:
+        matches = any(fnmatch(linear.module, pattern) for pattern in patterns)
+        (excluded if matches else kept).append(linear)
+    return kept, excluded
+
+
+def excluded_step(excluded: list[Linear], patterns: tuple[str, ...]) -> list[Step]:
+    """What the exclusion did, for the log; nothing where there are no patterns."""
+    if not patterns:
+        return []
+    modules = ", ".join(sorted({linear.module for linear in excluded})) or "none"
+    return [Step("quantize", "kept in fp32: excluded", len(excluded), f"{', '.join(patterns)} matched {modules}")]
+
+
+def quantize_linears(graph: ir.Graph, linears: list[Linear], activation: QuantizeActivation) -> list[Step]:
+    """Give every Linear an int8 weight behind DequantizeLinear, and quantized activations.
+
+    Linears that read the same tensor share one quantized form of it; those that share a weight share that.
+    """
+    weights: dict[tuple[ir.Value, int], ir.Value] = {}
+    activations: dict[ir.Value, ir.Value] = {}
+    for linear in linears:
+        weight_key = (linear.weight, linear.axis)
+        if weight_key not in weights:
+            weights[weight_key] = _dequantized_weight(graph, linear)
+        if linear.activation not in activations:
+            activations[linear.activation] = _insert(graph, linear.node, activation(linear))
+        linear.node.replace_input_with(0, activations[linear.activation])
+        linear.node.replace_input_with(1, weights[weight_key])
+    _drop_unused(graph, [linear.weight for linear in linears])
+    return _steps(linears, len(weights), len(activations))
+
+
+def _as_linear(node: ir.Node) -> Linear | None:
+    if node.domain not in {"", "ai.onnx"} or len(node.inputs) < 2:
+        return None
+    activation, weight = node.inputs[0], node.inputs[1]
+    tensor = constant(weight)
+    if activation is None or weight is None or tensor is None or constant(activation) is not None:
+        return None
+    if tensor.dtype != ir.DataType.FLOAT:
+        return None
+    rank = len(tensor.shape)
+    if node.op_type == "MatMul" and rank == 2:
+        return Linear(node, activation, weight, axis=1)
+    if node.op_type == "Gemm" and rank == 2:
+        return Linear(node, activation, weight, axis=0 if node.attributes.get_int("transB", 0) else 1)
+    if node.op_type == "Conv" and _is_fed(activation):
+        return Linear(node, activation, weight, axis=0)
+    return None
+
+
+def _is_fed(value: ir.Value) -> bool:
+    pending, seen = [value], {value}
+    reaches_input = False
+    while pending:
+        current = pending.pop()
+        reaches_input |= current.is_graph_input()
+        producer = current.producer()
+        if producer is None:
+            continue
+        if producer.op_type in _MIXING:
+            return False
+        fresh = [source for source in producer.inputs if source is not None and source not in seen]
+        seen.update(fresh)
+        pending.extend(fresh)
+    return reaches_input
+
+
+def _dequantized_weight(graph: ir.Graph, linear: Linear) -> ir.Value:
+    tensor, axis, name = linear.weight.const_value, linear.axis, linear.weight.name or "weight"
+    if tensor is None:
+        raise ValueError(f"weight {name} has no data")
+    absmax = map_tensor(tensor, lambda array: channel_absmax(array, axis))
+    try:
+        scale = symmetric_scale(absmax)
+    except ValueError as error:
+        raise StageError(
+            "quantize",
+            f"weight '{name}' of module '{linear.module}' holds NaN or Inf",
+            hint="Check the checkpoint: a weight that is not finite has no scale.",
+        ) from error
+    integers = ir.LazyTensor(
+        lambda: ir.tensor(map_tensor(tensor, lambda array: quantize_weight(array, scale, axis))),
+        dtype=ir.DataType.INT8,
+        shape=ir.Shape(tensor.shape),
+    )
+    zeros = np.zeros(scale.shape, np.int8)
+    inputs: list[ir.Value | None] = [
+        add_initializer(graph, f"{name}_int8", integers),
+        add_initializer(graph, f"{name}_scale", ir.tensor(scale)),
+        add_initializer(graph, f"{name}_zero_point", ir.tensor(zeros)),
+    ]
+    output = unused_name(graph, f"{name}_dequantized")
+    node = new_node("DequantizeLinear", inputs, output, linear.node, axis=axis)
+    return _insert(graph, linear.node, [node], dtype=ir.DataType.FLOAT, shape=ir.Shape(tensor.shape))
+
+
+def add_initializer(graph: ir.Graph, wanted: str, tensor: ir.TensorProtocol) -> ir.Value:
+    """A new initializer named `wanted`, or the nearest unused name."""
+    name = unused_name(graph, wanted)
+    tensor.name = name
+    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape), const_value=tensor)
+    graph.register_initializer(value)
+    return value
+
+
+def _insert(
+    graph: ir.Graph,
+    before: ir.Node,
+    nodes: list[ir.Node],
+    dtype: ir.DataType = ir.DataType.FLOAT,
+    shape: ir.Shape | None = None,
+) -> ir.Value:
+    graph.insert_before(before, nodes)
+    output = nodes[-1].outputs[0]
+    output.dtype = dtype
+    output.shape = shape
+    return output
+
+
+def _drop_unused(graph: ir.Graph, weights: list[ir.Value]) -> None:
+    for weight in dict.fromkeys(weights):
+        if weight.name and not weight.uses() and not weight.is_graph_output():
+            del graph.initializers[weight.name]
+
+
+def _steps(linears: list[Linear], weights: int, activations: int) -> list[Step]:
+    convolutions = sum(linear.node.op_type == "Conv" for linear in linears)
+    return [
+        Step("quantize", "int8 Linears", len(linears) - convolutions, f"{weights} weights, one scale a channel"),
+        Step("quantize", "int8 patch convolutions", convolutions, "one scale an output channel"),
+        Step("quantize", "quantized activations", activations, "one for all readers of a tensor"),
+    ]
