@@ -1,0 +1,148 @@
+"""How large the tensors of an int8 graph can become at most: what a saturating `QuantizeLinear` lets one prove.
+
+A quantized activation lies within 128 scales, whatever is fed; from there interval arithmetic gives a bound for
+each product, sum and normalisation behind it. A bound that cannot be proven is infinite.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from exporters.fused_attention import is_attention, read
+
+__all__ = ["bounds_of", "weight_of"]
+
+_LEVELS = 128
+_SAME = frozenset(
+    {
+        "Reshape", "Transpose", "Unsqueeze", "Squeeze", "Flatten", "Identity", "Expand", "Slice", "Gather", "Split",
+        "Cast", "Gelu", "Relu", "Abs", "Neg", "Dropout", "QuantizeLinear",
+    }
+)  # fmt: skip
+_UP_TO_ONE = frozenset({"Tanh", "Sigmoid", "Softmax", "Erf", "Sin", "Cos"})
+_SUMS = frozenset({"Add", "Sub"})
+_NORMALISATIONS = frozenset({"LayerNormalization", "RMSNormalization"})
+_PRODUCTS = frozenset({"MatMul", "Gemm", "Conv"})
+
+
+def bounds_of(graph: ir.Graph) -> dict[str, float]:
+    """The largest magnitude that each float value of the graph can have, by name; infinite where unknown."""
+    bounds = _Bounds()
+    for node in graph:
+        bounds.follow(node)
+    return {name: bound for value, bound in bounds.known.items() if (name := value.name)}
+
+
+def weight_of(value: ir.Value | None) -> np.ndarray | None:
+    """The numbers of a weight, dequantized in float32 where it is stored as integers; None where it is computed."""
+    tensor = value.const_value if value is not None else None
+    if tensor is not None:
+        return _numbers(tensor)
+    node = value.producer() if value is not None else None
+    if node is None or node.op_type != "DequantizeLinear":
+        return None
+    stored, scale = (_constant(source) for source in node.inputs[:2])
+    if stored is None or scale is None:
+        return None
+    shape = [-1 if axis == node.attributes.get_int("axis", 1) % stored.ndim else 1 for axis in range(stored.ndim)]
+    exact: np.ndarray = stored.astype(np.float32) * (scale.reshape(shape) if scale.size > 1 else scale)
+    return exact
+
+
+class _Bounds:
+    """Bounds so far; nodes are followed in graph order."""
+
+    def __init__(self) -> None:
+        self.known: dict[ir.Value, float] = {}
+
+    def follow(self, node: ir.Node) -> None:
+        bound = self._bound(node)
+        for output in node.outputs:
+            self.known[output] = bound
+
+    def of(self, value: ir.Value | None) -> float:
+        if value is None:
+            return 0.0
+        if value not in self.known:
+            array = _constant(value)
+            self.known[value] = math.inf if array is None else float(np.abs(array).max(initial=0.0))
+        return self.known[value]
+
+    def _bound(self, node: ir.Node) -> float:
+        if is_attention(node):
+            return self.of(read(node).value)
+        if node.op_type in _SAME:
+            return self.of(node.inputs[0])
+        if node.op_type in _UP_TO_ONE:
+            return 1.0
+        if node.op_type in _SUMS:
+            return sum(self.of(value) for value in node.inputs)
+        rule = _RULES.get(node.op_type)
+        return rule(self, node) if rule else math.inf
+
+    def product_of(self, node: ir.Node) -> float:
+        """bound(x) times the largest sum of magnitudes over a weight's inputs, and the bias."""
+        weight = weight_of(node.inputs[1])
+        if weight is None or weight.ndim < 2:
+            return math.inf
+        inputs = tuple(range(1, weight.ndim)) if node.op_type == "Conv" else (weight.ndim - 2,)
+        if node.op_type == "Gemm" and node.attributes.get_int("transB", 0):
+            inputs = (1,)
+        bias = self.of(node.inputs[2]) if len(node.inputs) > 2 else 0.0
+        return _times(self.of(node.inputs[0]), float(np.abs(weight).sum(axis=inputs).max())) + bias
+
+    def normalised(self, node: ir.Node) -> float:
+        """A normalised vector of D numbers has none beyond sqrt(D)."""
+        gain = _constant(node.inputs[1])
+        if gain is None:
+            return math.inf
+        shift = self.of(node.inputs[2]) if len(node.inputs) > 2 else 0.0
+        return math.sqrt(gain.size) * float(np.abs(gain).max()) + shift
+
+    def dequantized(self, node: ir.Node) -> float:
+        scale = _constant(node.inputs[1])
+        return math.inf if scale is None else _LEVELS * float(np.abs(scale).max())
+
+    def multiplied(self, node: ir.Node) -> float:
+        return _times(self.of(node.inputs[0]), self.of(node.inputs[1]))
+
+    def divided(self, node: ir.Node) -> float:
+        divisor = _constant(node.inputs[1])
+        least = 0.0 if divisor is None else float(np.abs(divisor).min(initial=math.inf))
+        return self.of(node.inputs[0]) / least if least else math.inf
+
+    def largest(self, node: ir.Node) -> float:
+        return max(self.of(value) for value in node.inputs)
+
+    def chosen(self, node: ir.Node) -> float:
+        return max(self.of(node.inputs[1]), self.of(node.inputs[2]))
+
+
+def _times(left: float, right: float) -> float:
+    return 0.0 if 0.0 in (left, right) else left * right
+
+
+def _constant(value: ir.Value | None) -> np.ndarray | None:
+    tensor = value.const_value if value is not None and not value.is_graph_input() else None
+    return None if tensor is None else _numbers(tensor)
+
+
+def _numbers(tensor: ir.TensorProtocol) -> np.ndarray:
+    array: np.ndarray = tensor.numpy()
+    return array
+
+
+_RULES: Mapping[str, Callable[[_Bounds, ir.Node], float]] = {
+    **dict.fromkeys(_PRODUCTS, _Bounds.product_of),
+    **dict.fromkeys(_NORMALISATIONS, _Bounds.normalised),
+    "DequantizeLinear": _Bounds.dequantized,
+    "Mul": _Bounds.multiplied,
+    "Div": _Bounds.divided,
+    "Concat": _Bounds.largest,
+    "Max": _Bounds.largest,
+    "Where": _Bounds.chosen,
+}

@@ -1,0 +1,142 @@
+"""Half precision for what int8 leaves in fp32: TensorRT has no fused attention in fp32, and half the traffic."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
+
+from exporters.fused_attention import attention_nodes, read
+from quantize.calibration import Range
+from quantize.half_cast import cast_graph
+from quantize.half_precision import Decision, decide, float_values
+from runtimes._tensorrt.nodes import Writer
+from runtimes._tensorrt.rules.bounds import bounds_of
+from toolkit.types import Step
+
+__all__ = ["half_elsewhere"]
+
+_PRODUCTS = frozenset({"MatMul", "Gemm", "Conv"})
+_SCALE_ERROR = 2.0**-9
+"""Most relative error of a scale in fp16; normal numbers give 2^-11, scales below 1.5e-5 more."""
+
+
+def half_elsewhere(model: ir.Model) -> list[Step]:
+    """Cast what is not int8 to fp16, where its range is proven to fit; other graphs are left as they are.
+
+    Normalisations, sums that cannot be bounded, and products with a scale that fp16 cannot hold stay fp32.
+    Scales take the dtype of the tensors beside them, as TensorRT demands.
+    """
+    if not any(node.op_type == "QuantizeLinear" for node in model.graph):
+        return []
+    _infer_dtypes(model)
+    _detach_neutral_inputs(model)
+    bounds = bounds_of(model.graph)
+    ranges = {str(value.name): _as_range(bounds[str(value.name)]) for value in float_values(model.graph)}
+    decisions = {**decide(model, ranges), **_imprecise_scales(model.graph)}
+    casts = cast_graph(model, decisions)
+    scales = _retype_scales(model)
+    half = sum(decision.half for decision in decisions.values())
+    return [
+        Step("lower", "nodes beside int8 in fp16", half, "TensorRT fuses attention in half precision only"),
+        Step("lower", "scales in fp16", scales, "TensorRT wants the dtype of the tensor beside them"),
+        *_unproven(decisions, casts),
+    ]
+
+
+def _as_range(bound: float) -> Range:
+    return Range(-bound, bound)
+
+
+def _infer_dtypes(model: ir.Model) -> None:
+    if any(value.dtype is None for node in model.graph for value in node.outputs):
+        ShapeInferencePass()(model)
+    for node in model.graph:
+        scale = node.inputs[1] if node.op_type == "DequantizeLinear" else None
+        if scale is not None and scale.dtype is not None:
+            node.outputs[0].dtype = scale.dtype
+
+
+def _detach_neutral_inputs(model: ir.Model) -> None:
+    for node in attention_nodes(model):
+        attention = read(node)
+        for index, value in enumerate((attention.attn_mask, attention.alibi_slopes), start=3):
+            if index < len(node.inputs):
+                node.replace_input_with(index, value)
+
+
+def _imprecise_scales(graph: ir.Graph) -> dict[ir.Node, Decision]:
+    """Products one of whose scales would lose more than rounding in fp16."""
+    found = {}
+    for node in graph:
+        sources = [value.producer() for value in node.inputs[:2] if value is not None and node.op_type in _PRODUCTS]
+        for source in sources:
+            if source is not None and source.op_type == "DequantizeLinear" and _loses(source.inputs[1]):
+                found[node] = Decision(False, "scale: below what fp16 holds")
+    return found
+
+
+def _loses(scale: ir.Value | None) -> bool:
+    if scale is None or scale.const_value is None:
+        return True
+    exact = scale.const_value.numpy().astype(np.float64)
+    with np.errstate(over="ignore"):
+        error = np.abs(exact.astype(np.float16).astype(np.float64) - exact)
+    return bool((error > _SCALE_ERROR * np.abs(exact)).any())
+
+
+def _retype_scales(model: ir.Model) -> int:
+    """Move casts out from between int8 and its neighbours: the scale's dtype says what goes in or comes out."""
+    writer, count = Writer(model), 0
+    for node in list(model.graph):
+        if node.op_type == "DequantizeLinear":
+            count += _emit_half(writer, node)
+        elif node.op_type == "QuantizeLinear":
+            count += _take_half(writer, node)
+    return count
+
+
+def _emit_half(writer: Writer, node: ir.Node) -> bool:
+    output = node.outputs[0]
+    readers = list(output.consumers())
+    if not readers or any(not _casts_to(reader, ir.DataType.FLOAT16) for reader in readers):
+        return False
+    _use_half_scale(writer, node)
+    output.dtype = ir.DataType.FLOAT16
+    for cast in readers:
+        ir.convenience.replace_all_uses_with(cast.outputs[0], output)
+    return True
+
+
+def _take_half(writer: Writer, node: ir.Node) -> bool:
+    source = node.inputs[0]
+    cast = source.producer() if source is not None else None
+    if cast is None or not _casts_to(cast, ir.DataType.FLOAT) or cast.inputs[0] is None:
+        return False
+    if cast.inputs[0].dtype != ir.DataType.FLOAT16 or _loses(node.inputs[1]):
+        return False
+    node.replace_input_with(0, cast.inputs[0])
+    _use_half_scale(writer, node)
+    return True
+
+
+def _casts_to(node: ir.Node, dtype: ir.DataType) -> bool:
+    return bool(node.op_type == "Cast" and node.attributes.get_int("to", 0) == dtype)
+
+
+def _use_half_scale(writer: Writer, node: ir.Node) -> None:
+    scale = node.inputs[1]
+    if scale is not None and scale.const_value is not None:
+        node.replace_input_with(1, writer.constant(scale.const_value.numpy(), ir.DataType.FLOAT16))
+
+
+def _unproven(decisions: Mapping[ir.Node, Decision], casts: int) -> list[Step]:
+    reasons = [
+        decision.why for decision in decisions.values() if decision.why.startswith(("range", "constant", "scale"))
+    ]
+    steps = [Step("lower", "Cast nodes added", casts)]
+    if reasons:
+        steps.append(Step("lower", "kept in fp32: range not proven", len(reasons), "; ".join(reasons[:2])))
+    return steps

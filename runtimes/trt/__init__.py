@@ -1,0 +1,10 @@
+"""NVIDIA TensorRT 11 on a GPU; elsewhere its engines are compiled ahead of time through TensorRT-RTX."""
+
+from runtimes._tensorrt.runtime import TensorRT
+
+__all__ = ["KINDS", "RUNTIME", "SCHEMES"]
+
+SCHEMES = ("fp32", "fp16", "int8")
+KINDS = ("encoder", "vision", "module")
+
+RUNTIME = TensorRT("trt", ("tensorrt", "tensorrt_rtx"))

@@ -1,0 +1,10 @@
+"""NVIDIA TensorRT-RTX: engines for RTX and data-centre GPUs, compiled ahead of time on any machine."""
+
+from runtimes._tensorrt.runtime import TensorRT
+
+__all__ = ["KINDS", "RUNTIME", "SCHEMES"]
+
+SCHEMES = ("fp32", "fp16", "int8")
+KINDS = ("encoder", "vision", "module")
+
+RUNTIME = TensorRT("trt-rtx", ("tensorrt_rtx",))

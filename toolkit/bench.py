@@ -1,0 +1,324 @@
+"""Timing a bundle, alone or against another contender, in interleaved rounds.
+
+Each contender lives in a process of its own and is told over a pipe when to run. So thread pools do not fight
+over cores inside one process, peak memory is attributable to one contender, and a crash names its owner.
+
+A round is one turn of each contender: an untimed run that wakes its threads, then a few timed ones. Machines
+are shared and clocks move, so only what lies in one round is compared: the ratio is the median over rounds of
+the ratio of the turns' medians, and its spread is their 10th to 90th percentile. Between turns all rest for
+60 ms, because ONNX Runtime's workers go on spinning for about 45 ms after a run and would take the cores from
+the next contender.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import IO, TYPE_CHECKING, Any, Literal, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit import errors
+from toolkit.errors import StageError, ToolkitError, UsageError
+from toolkit.inputs import check_tensors
+
+if TYPE_CHECKING:
+    from toolkit.types import Dim, Tensors, TensorSpec
+
+__all__ = ["BenchReport", "Contender", "Ratio", "Result", "Settings", "bench", "bench_bundle", "sized_inputs"]
+
+REST_SECONDS = 0.06
+RUNS_PER_TURN = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """Who runs: a bundle's engine, or (`torch`) the eager fp32 PyTorch model that it was made from."""
+
+    label: str
+    kind: Literal["bundle", "torch"]
+    folder: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """`runs` timed runs of each after `warmup` untimed ones; `threads` None means all physical cores."""
+
+    runs: int = 50
+    warmup: int = 5
+    threads: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """Milliseconds of one contender over all its timed runs, and bytes of memory.
+
+    `memory` is the peak of resident memory less what was resident once the libraries were imported: weights
+    (also those mapped from a file), compiled kernels, workspace. `peak` is that peak as a whole. `rounds_ms`
+    are the medians of its turns.
+    """
+
+    label: str
+    ran_on: str
+    median_ms: float
+    p90_ms: float
+    min_ms: float
+    memory: int
+    peak: int
+    rounds_ms: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """How many times as fast the first contender is as the second: the median over rounds, and its spread."""
+
+    median: float
+    p10: float
+    p90: float
+
+
+@dataclass(frozen=True, slots=True)
+class BenchReport:
+    """`sizes` are the dimensions that were run; `cosine` compares the contenders' outputs by name.
+
+    `load` is how many processes wanted a processor in the minute before the start (None where that is not known).
+    """
+
+    sizes: Mapping[str, int]
+    threads: int
+    runs: int
+    load: float | None
+    results: tuple[Result, ...]
+    ratio: Ratio | None = None
+    cosine: Mapping[str, float] | None = None
+
+
+def bench_bundle(folder: Path, vs: str | None, wanted: Mapping[str, int], settings: Settings) -> BenchReport:
+    """Time the bundle, alone or against `vs` (`torch` or a bundle's folder).
+
+    Both run on the bundle's first golden input, repeated or cut to the sizes `wanted`. Raises UsageError where
+    they do not take the same inputs.
+    """
+    from toolkit.bundle.read import golden, open_bundle
+
+    bundle = open_bundle(folder)
+    contenders = [Contender(_label(bundle.folder), "bundle", folder)]
+    sample = golden(bundle)[0][0]
+    inputs, sizes = sized_inputs(bundle.manifest.inputs, bundle.manifest.dims, sample, wanted)
+    if vs == "torch":
+        contenders.append(Contender("PyTorch", "torch", folder))
+    elif vs is not None:
+        other = open_bundle(Path(vs))
+        check_tensors(inputs, other.manifest.inputs, other.manifest.dims)
+        contenders.append(Contender(_label(other.folder), "bundle", other.folder))
+    return bench(contenders, inputs, sizes, settings)
+
+
+def _label(folder: Path) -> str:
+    return folder.resolve().name
+
+
+def bench(
+    contenders: Sequence[Contender], inputs: Tensors, sizes: Mapping[str, int], settings: Settings
+) -> BenchReport:
+    """Run one contender, or two in turn, on the same inputs.
+
+    Raises what the contender's own process raised, and StageError where that process died.
+    """
+    threads, load = settings.threads or _physical_cores(), _load()
+    with TemporaryDirectory(prefix="toolkit-bench-") as folder, ExitStack() as stack:
+        np.savez(Path(folder) / "inputs.npz", **cast("Any", dict(inputs)))
+        workers = [
+            stack.enter_context(_worker(contender, Path(folder), index, threads, pin=bool(settings.threads)))
+            for index, contender in enumerate(contenders)
+        ]
+        turns = _rounds(workers, settings)
+        results = tuple(_result(worker, turn) for worker, turn in zip(workers, turns, strict=True))
+        cosine = _cosines(workers[0].outputs, workers[1].outputs) if len(workers) == 2 else None
+    ratio = _ratio(turns[1], turns[0]) if len(turns) == 2 else None
+    return BenchReport(dict(sizes), threads, len(turns[0]) * RUNS_PER_TURN, load, results, ratio, cosine)
+
+
+def sized_inputs(
+    specs: Sequence[TensorSpec], dims: Mapping[str, Dim], sample: Tensors, wanted: Mapping[str, int]
+) -> tuple[dict[str, NDArray[Any]], dict[str, int]]:
+    """The sample repeated or cut along its dynamic dimensions, and the sizes that it then has.
+
+    A dimension that is not `wanted` takes the size that engines are tuned for. Raises UsageError for a
+    dimension that the model does not have, or a size outside its range.
+    """
+    sizes = {name: dim.opt for name, dim in dims.items()}
+    for name, size in wanted.items():
+        _check_size(name, size, dims)
+        sizes[name] = size
+    return {spec.name: _resized(sample[spec.name], spec, sizes) for spec in specs}, sizes
+
+
+def _check_size(name: str, size: int, dims: Mapping[str, Dim]) -> None:
+    if name not in dims:
+        raise UsageError(
+            f"the model has no dimension '{name}'", hint=f"It has: {', '.join(dims) or 'fixed sizes only'}."
+        )
+    if not dims[name].min <= size <= dims[name].max:
+        raise UsageError(
+            f"{name} {size} is outside its range",
+            hint=f"Allowed: {dims[name].min} to {dims[name].max}; to change it, export with --dim.",
+        )
+
+
+def _resized(array: NDArray[Any], spec: TensorSpec, sizes: Mapping[str, int]) -> NDArray[Any]:
+    for axis, name in enumerate(spec.shape):
+        if isinstance(name, str):
+            array = np.take(array, np.arange(sizes[name]) % array.shape[axis], axis=axis)
+    return np.ascontiguousarray(array)
+
+
+@dataclass(slots=True)
+class _Worker:
+    """The parent's end of a contender's process."""
+
+    contender: Contender
+    outputs: Path
+    errors: IO[str]
+    process: subprocess.Popen[str]
+    ran_on: str = ""
+
+    def ask(self, command: str) -> dict[str, Any]:
+        """Send a command and wait for its answer."""
+        try:
+            cast("IO[str]", self.process.stdin).write(f"{command}\n")
+            cast("IO[str]", self.process.stdin).flush()
+        except BrokenPipeError:
+            raise self._died() from None
+        return self.answer()
+
+    def answer(self) -> dict[str, Any]:
+        """The next answer; an error in it is raised here."""
+        line = cast("IO[str]", self.process.stdout).readline()
+        if not line:
+            raise self._died()
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise _same_error(self.contender.label, answer)
+        return answer
+
+    def turn(self, runs: int) -> list[float]:
+        """Milliseconds of that many runs."""
+        return [1000 * seconds for seconds in self.ask(f"run {runs}")["seconds"]]
+
+    def _died(self) -> StageError:
+        code = self.process.wait()
+        self.errors.seek(0)
+        said = self.errors.read().strip().splitlines()[-1:]
+        return StageError("bench", f"{self.contender.label} stopped with exit code {code}: {' '.join(said)}")
+
+
+@contextmanager
+def _worker(contender: Contender, folder: Path, index: int, threads: int, *, pin: bool) -> Iterator[_Worker]:
+    outputs = folder / f"outputs-{index}.npz"
+    job = {
+        "kind": contender.kind,
+        "folder": str(contender.folder.absolute()),
+        "inputs": str(folder / "inputs.npz"),
+        "outputs": str(outputs),
+        "threads": threads,
+        "pin": pin,
+    }
+    with (
+        (folder / f"errors-{index}.txt").open("w+", encoding="utf-8") as said,
+        _process(job, said) as process,
+    ):
+        worker = _Worker(contender, outputs, said, process)
+        worker.ran_on = worker.answer()["ran_on"]
+        yield worker
+
+
+@contextmanager
+def _process(job: Mapping[str, Any], said: IO[str]) -> Iterator[subprocess.Popen[str]]:
+    # A session of its own: Ctrl-C reaches the parent alone, which then ends its children.
+    process = subprocess.Popen(
+        [sys.executable, "-m", "toolkit.bench_worker", json.dumps(job)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=said,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            cast("IO[str]", pipe).close()
+
+
+def _same_error(label: str, answer: Mapping[str, Any]) -> ToolkitError:
+    message = f"{label}: {answer['message']}"
+    if answer["error"] == "StageError":
+        return StageError("bench", message, hint=answer["hint"])
+    kind: type[ToolkitError] = getattr(errors, answer["error"])
+    return kind(message, hint=answer["hint"])
+
+
+def _rounds(workers: Sequence[_Worker], settings: Settings) -> list[list[list[float]]]:
+    """Milliseconds by contender, round and run."""
+    for worker in workers:
+        worker.turn(settings.warmup)
+        time.sleep(REST_SECONDS)
+    turns: list[list[list[float]]] = [[] for _ in workers]
+    for _ in range(-(-settings.runs // RUNS_PER_TURN)):
+        for worker, done in zip(workers, turns, strict=True):
+            done.append(worker.turn(RUNS_PER_TURN + 1)[1:])
+            time.sleep(REST_SECONDS)
+    return turns
+
+
+def _result(worker: _Worker, turns: Sequence[Sequence[float]]) -> Result:
+    memory = worker.ask("memory")
+    times = np.concatenate([np.asarray(turn) for turn in turns])
+    return Result(
+        label=worker.contender.label,
+        ran_on=worker.ran_on,
+        median_ms=float(np.median(times)),
+        p90_ms=float(np.quantile(times, 0.9)),
+        min_ms=float(times.min()),
+        memory=memory["peak"] - memory["imported"],
+        peak=memory["peak"],
+        rounds_ms=tuple(float(np.median(turn)) for turn in turns),
+    )
+
+
+def _ratio(slower: Sequence[Sequence[float]], faster: Sequence[Sequence[float]]) -> Ratio:
+    ratios = [float(np.median(a) / np.median(b)) for a, b in zip(slower, faster, strict=True)]
+    low, middle, high = np.quantile(ratios, [0.1, 0.5, 0.9])
+    return Ratio(median=float(middle), p10=float(low), p90=float(high))
+
+
+def _cosines(first: Path, second: Path) -> dict[str, float]:
+    from toolkit.drift.metrics import cosine, failure
+
+    with np.load(first, allow_pickle=False) as left, np.load(second, allow_pickle=False) as right:
+        shared = [name for name in left.files if name in right.files]
+        return {name: cosine(right[name], left[name]) for name in shared if not failure(right[name], left[name])}
+
+
+def _load() -> float | None:
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
+def _physical_cores() -> int:
+    import psutil
+
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(psutil.cpu_count(logical=False) or allowed, allowed))

@@ -1,0 +1,59 @@
+"""Verifying a bundle again from its own files, as `toolkit check` does."""
+
+from __future__ import annotations
+
+from toolkit.bundle.manifest import CHECK
+from toolkit.bundle.read import Bundle, evaluation, golden, report, verify_hashes
+from toolkit.drift.measure import measure, observe
+from toolkit.drift.report import DriftReport
+from toolkit.errors import UsageError
+from toolkit.types import Session
+
+__all__ = ["check", "describe_status", "require_unchanged"]
+
+
+def check(bundle: Bundle, session: Session) -> DriftReport:
+    """Hashes first, then golden inputs and evaluation through `session` against the stored reference outputs.
+
+    The report has one stage, `check`, under the manifest's gate for it; it may say that it did not pass.
+    Raises UsageError when any file of the bundle is not what was written.
+    """
+    require_unchanged(bundle)
+    inputs, expected = golden(bundle)
+    held_out, held_out_expected = evaluation(bundle) or (None, [])
+    stage = measure(
+        CHECK,
+        session.ran_on,
+        expected,
+        observe(session, inputs),
+        bundle.manifest.spec(),
+        gate=bundle.manifest.check_gate,
+        evaluation=held_out,
+        evaluation_reference=held_out_expected,
+        evaluation_candidate=observe(session, held_out.batches) if held_out else [],
+    )
+    return DriftReport.of(report(bundle).reference, [stage])
+
+
+def require_unchanged(bundle: Bundle) -> None:
+    """Raise UsageError naming each file that changed, is missing or was added; call it before any session."""
+    problems = verify_hashes(bundle)
+    if problems:
+        raise UsageError(
+            f"{bundle.folder} is not as it was written: {'; '.join(problems)}",
+            hint="Fetch the bundle again, or write it anew with toolkit export.",
+        )
+
+
+def describe_status(bundle: Bundle, ran_on: str) -> str:
+    """One sentence on what drift was measured on: the engine itself, or the graph it was compiled from."""
+    engine = bundle.manifest.engine
+    why = f" ({engine.reason})" if engine.reason else ""
+    if engine.status == "executed":
+        return f"The engine by {engine.builder} was executed when it was exported; drift is that of {ran_on}."
+    if engine.status == "built":
+        return (
+            f"The engine was compiled by {engine.builder} but has not run{why}; "
+            f"drift is that of the graph it was compiled from, on {ran_on}."
+        )
+    return f"There is no engine, only its graph{why}; drift is that of the graph, on {ran_on}."

@@ -1,0 +1,203 @@
+"""`manifest.json`: what a bundle holds and how it was made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    model_validator,
+)
+
+from toolkit.drift.report import FiniteGate, Worst
+from toolkit.errors import UsageError
+from toolkit.types import Dim, EngineStatus, Gate, Kind, ModelSpec, Step, TensorSpec
+
+__all__ = [
+    "CHECK",
+    "MANIFEST",
+    "SCHEMA_VERSION",
+    "CalibrationEntry",
+    "DriftEntry",
+    "EngineEntry",
+    "FileEntry",
+    "Manifest",
+    "ModelEntry",
+    "RelativePath",
+    "TargetEntry",
+    "read_manifest",
+    "relative_path",
+]
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+CHECK = "check"
+"""The stage that `toolkit check` measures, and the name of its gate in `gates`."""
+
+
+def relative_path(text: str) -> str:
+    """`text` itself, if it is a relative POSIX path that stays inside. Raises ValueError otherwise."""
+    parts = text.split("/")
+    odd = any(part in ("", ".", "..") for part in parts)
+    if odd or "\\" in text or "\0" in text or ":" in parts[0] or PurePosixPath(text).is_absolute():
+        raise ValueError(f"'{text}' is not a relative path inside the bundle")
+    return text
+
+
+RelativePath = Annotated[str, AfterValidator(relative_path)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelEntry(_Frozen):
+    """The model as it was resolved; `source` is a Hub id, a folder or `module:factory`."""
+
+    name: str
+    source: str
+    revision: str | None
+    family: str
+    kind: Kind
+    task: str
+    architecture: str
+    weights: Literal["pretrained", "random"]
+    seed: int
+    labels: tuple[str, ...]
+
+
+class TargetEntry(_Frozen):
+    """Runtime and scheme, as `trt` and `int8`."""
+
+    runtime: str
+    scheme: str
+
+
+class FileEntry(_Frozen):
+    """A file's SHA-256 in hex and its size in bytes."""
+
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    bytes: int = Field(ge=0)
+
+
+class EngineEntry(_Frozen):
+    """What was compiled, by what, and whether it has run; see `toolkit.types.Engine`."""
+
+    status: EngineStatus
+    builder: str
+    files: tuple[RelativePath, ...] = ()
+    reason: str = ""
+    details: dict[str, JsonValue] = {}
+
+
+class DriftEntry(_Frozen):
+    """The drift report in short: each stage's worst output and task metric. The whole is in `drift.json`."""
+
+    passed: bool
+    worst: dict[str, Worst]
+
+
+class CalibrationEntry(_Frozen):
+    """What the activations' ranges were taken from: `count` samples, `sha256` of their tensors in order."""
+
+    source: str
+    count: int
+    method: str
+    sha256: str = ""
+
+
+class Manifest(_Frozen):
+    """Everything about a bundle but its bytes. Paths are relative to the bundle's folder, in POSIX form.
+
+    `gates` holds each stage's gate, and under `check` the one that a later `toolkit check` applies.
+    """
+
+    schema_version: Literal[1] = 1
+    toolkit: str
+    created: AwareDatetime
+    command: str
+    model: ModelEntry
+    target: TargetEntry
+    dims: dict[str, Dim]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...] = Field(min_length=1)
+    graph: RelativePath
+    engine: EngineEntry
+    steps: tuple[Step, ...]
+    drift: DriftEntry
+    gates: dict[str, FiniteGate]
+    evaluation: Literal["accuracy", "retrieval"] | None = None
+    calibration: CalibrationEntry | None = None
+    allow_unfused: tuple[str, ...] = ()
+    libraries: dict[str, str]
+    files: dict[RelativePath, FileEntry]
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        unlisted = [path for path in (self.graph, *self.engine.files) if path not in self.files]
+        if unlisted:
+            raise ValueError(f"not listed in files: {', '.join(unlisted)}")
+        if MANIFEST in self.files:
+            raise ValueError("the manifest cannot list itself")
+        if CHECK not in self.gates:
+            raise ValueError(f"gates must hold '{CHECK}'")
+        return self
+
+    @property
+    def check_gate(self) -> Gate:
+        """The gate that the bundle must keep for good."""
+        return self.gates[CHECK]
+
+    def spec(self) -> ModelSpec:
+        """The spec of the model, as the line had it."""
+        return ModelSpec(**self.model.model_dump(), inputs=self.inputs, outputs=self.outputs, dims=dict(self.dims))
+
+    def engine_mapping(self) -> dict[str, Any]:
+        """The engine's entry as plain JSON types, with `graph` added: what `Runtime.session` opens."""
+        return {**self.engine.model_dump(mode="json"), "graph": self.graph}
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read and check `manifest.json`.
+
+    Raises UsageError for broken JSON, a newer schema, unknown or missing fields, a path leading out.
+    """
+    data = _json(path)
+    version = data.get("schema_version")
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise UsageError(
+            f"{path} has schema {version}, this toolkit reads up to {SCHEMA_VERSION}",
+            hint="Upgrade the toolkit: pip install --upgrade transformer-export-toolkit.",
+        )
+    try:
+        return Manifest.model_validate(data)
+    except ValidationError as error:
+        raise UsageError(f"{path} is not a valid manifest: {_sentences(error)}", hint=_EXPORT) from error
+
+
+_EXPORT = "Write the bundle anew with toolkit export."
+
+
+def _json(path: Path) -> Mapping[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"cannot read {path}: {error}", hint=_EXPORT) from error
+    if not isinstance(data, dict):
+        raise UsageError(f"{path} is not a valid manifest: it holds no JSON object", hint=_EXPORT)
+    return data
+
+
+def _sentences(error: ValidationError) -> str:
+    return "; ".join(
+        f"{'.'.join(str(part) for part in entry['loc']) or 'manifest'}: {entry['msg']}" for entry in error.errors()[:3]
+    )

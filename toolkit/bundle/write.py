@@ -1,0 +1,206 @@
+"""Filling a folder with a bundle. Publishing it whole is `toolkit.atomic.publish`'s part."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import platform
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from toolkit import __version__
+from toolkit.bundle.manifest import (
+    CHECK,
+    MANIFEST,
+    CalibrationEntry,
+    DriftEntry,
+    EngineEntry,
+    FileEntry,
+    Manifest,
+    ModelEntry,
+    TargetEntry,
+)
+from toolkit.bundle.testdata import EVALUATION, write_evaluation, write_golden
+from toolkit.drift.measure import task_output
+from toolkit.drift.report import DriftReport, write_report
+from toolkit.errors import UsageError
+from toolkit.hashing import data_path, file_sha256
+from toolkit.target import Target
+from toolkit.types import Calibration, Engine, Evaluation, Gate, ModelSpec, Tensors
+
+__all__ = ["ASSETS", "DRIFT", "Contents", "library_versions", "write_bundle"]
+
+ASSETS = "assets"
+DRIFT = "drift.json"
+
+_LIBRARIES = (
+    "coremltools",
+    "numpy",
+    "onnx",
+    "onnx_ir",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "onnxscript",
+    "openvino",
+    "safetensors",
+    "tensorrt-cu13",
+    "tensorrt-rtx-cu13",
+    "timm",
+    "tokenizers",
+    "torch",
+    "transformers",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What goes into a bundle, beside how it was asked for.
+
+    The `_reference` outputs are those of the eager fp32 model on `golden` and on `evaluation.batches`.
+    `assets` are copied; the engine's files are linked, so they must not be changed afterwards.
+    """
+
+    spec: ModelSpec
+    target: Target
+    engine: Engine
+    report: DriftReport
+    golden: Sequence[Tensors]
+    golden_reference: Sequence[Tensors]
+    evaluation: Evaluation | None = None
+    evaluation_reference: Sequence[Tensors] = ()
+    assets: Sequence[Path] = ()
+    calibration: Calibration | None = None
+    calibration_method: str = ""
+    allow_unfused: Sequence[str] = ()
+    libraries: Mapping[str, str] = field(default_factory=dict)
+
+
+def write_bundle(folder: Path, contents: Contents, *, command: str, gate: Gate | None = None) -> Manifest:
+    """Fill the empty `folder` and answer its manifest, which is written last.
+
+    `command` is the exact command line; `gate` is what `check` will apply, by default that of the report's
+    last stage. Graph and engine keep their names (weights are found by name) and are linked, not copied,
+    where they lie on the same disk. Raises UsageError for an asset that is missing or whose name is taken.
+    """
+    graph, *_ = _place_engine(folder, contents.engine)
+    _place_assets(folder, contents.assets)
+    write_golden(folder, contents.golden, contents.golden_reference, contents.spec)
+    if contents.evaluation is not None:
+        output = task_output(contents.spec)
+        write_evaluation(folder / EVALUATION, contents.evaluation, contents.evaluation_reference, output)
+    write_report(contents.report, folder / DRIFT)
+    manifest = _manifest(folder, contents, command, gate or contents.report.stages[-1].gate, graph)
+    (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    return manifest
+
+
+def library_versions() -> dict[str, str]:
+    """Python, the platform, and each installed library that has a say in the result; imports none of them."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for name in _LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _place_engine(folder: Path, engine: Engine) -> list[str]:
+    root = engine.graph.path.parent
+    graph = engine.graph.path
+    weights = [data_path(graph)] if data_path(graph).exists() else []
+    names = [path.relative_to(root).as_posix() for path in (graph, *weights)]
+    names += [path.as_posix() for path in engine.files]
+    for name in dict.fromkeys(names):
+        _link(root / name, folder / name)
+    return names
+
+
+def _link(source: Path, target: Path) -> None:
+    if target.exists() and target.samefile(source):
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    real = source.resolve(strict=True)
+    try:
+        os.link(real, target)
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK):
+            raise
+        shutil.copyfile(real, target)
+
+
+def _place_assets(folder: Path, assets: Sequence[Path]) -> None:
+    place = folder / ASSETS
+    for asset in assets:
+        if not asset.is_file():
+            raise UsageError(f"the asset {asset} is not a file")
+        if (place / asset.name).exists():
+            raise UsageError(f"two assets are called '{asset.name}'")
+        place.mkdir(exist_ok=True)
+        shutil.copyfile(asset, place / asset.name)
+
+
+def _manifest(folder: Path, contents: Contents, command: str, gate: Gate, graph: str) -> Manifest:
+    spec, report, evaluation = contents.spec, contents.report, contents.evaluation
+    return Manifest(
+        toolkit=__version__,
+        created=datetime.now(UTC),
+        command=command,
+        model=_model(spec),
+        target=TargetEntry(runtime=contents.target.runtime, scheme=contents.target.scheme),
+        dims=dict(spec.dims),
+        inputs=spec.inputs,
+        outputs=spec.outputs,
+        graph=graph,
+        engine=_engine(contents.engine),
+        steps=contents.engine.graph.steps,
+        drift=DriftEntry(passed=report.passed, worst={stage.stage: stage.worst() for stage in report.stages}),
+        gates={**{stage.stage: stage.gate for stage in report.stages}, CHECK: gate},
+        evaluation=evaluation.metric if evaluation else None,
+        calibration=_calibration(contents),
+        allow_unfused=tuple(contents.allow_unfused),
+        libraries=dict(contents.libraries) or library_versions(),
+        files=_files(folder),
+    )
+
+
+def _model(spec: ModelSpec) -> ModelEntry:
+    return ModelEntry.model_validate({name: getattr(spec, name) for name in ModelEntry.model_fields})
+
+
+def _engine(engine: Engine) -> EngineEntry:
+    return EngineEntry(
+        status=engine.status,
+        builder=engine.builder,
+        files=tuple(path.as_posix() for path in engine.files),
+        reason=engine.reason,
+        details=_plain(engine.details),
+    )
+
+
+def _plain(details: Mapping[str, Any]) -> dict[str, Any]:
+    plain: dict[str, Any] = json.loads(json.dumps(dict(details), default=str, allow_nan=False))
+    return plain
+
+
+def _calibration(contents: Contents) -> CalibrationEntry | None:
+    given = contents.calibration
+    if given is None:
+        return None
+    return CalibrationEntry(
+        source=given.source, count=given.count, method=contents.calibration_method, sha256=given.sha256
+    )
+
+
+def _files(folder: Path) -> dict[str, FileEntry]:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        path.relative_to(folder).as_posix(): FileEntry(sha256=file_sha256(path), bytes=path.stat().st_size)
+        for path in paths
+    }

@@ -1,0 +1,81 @@
+"""Verify a bundle again from its own files: hashes, golden inputs, drift gates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from toolkit.commands import example, json_option
+
+if TYPE_CHECKING:
+    from toolkit.bundle.read import Bundle
+    from toolkit.drift.report import DriftReport
+
+
+@click.command(epilog=example("toolkit check bundles/vit-digits-ort-cpu-int8"))
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--on-cpu", is_flag=True, help="Measure the engine's graph on ONNX Runtime's CPU provider instead.")
+@json_option
+def command(bundle: Path, on_cpu: bool, as_json: bool) -> None:
+    """Verify a bundle again from its own files: hashes, golden inputs, drift gates.
+
+    Needs no PyTorch and no network. An engine that was built for a device but never run has its hash verified,
+    and the graph it was built from is measured on ONNX Runtime. Exit code 6 if a gate fails.
+    """
+    from toolkit.bundle.check import check, describe_status, require_unchanged
+    from toolkit.bundle.read import open_bundle
+    from toolkit.drift.gates import raise_if_failed
+    from toolkit.sessions import open_engine, open_graph
+
+    opened = open_bundle(bundle)
+    require_unchanged(opened)
+    status = opened.manifest.engine.status
+    executes = status == "executed" and not on_cpu
+    session = open_engine(opened) if executes else open_graph(opened)
+    try:
+        report = check(opened, session)
+    finally:
+        session.close()
+    told = describe_status(opened, session.ran_on)
+    if not executes and status == "built":
+        told += " The engine's own bytes were verified by their hash only."
+    if as_json:
+        _print_json(opened, report, told, session.ran_on)
+    else:
+        _print(opened, report, told)
+    raise_if_failed(report)
+
+
+def _print(bundle: Bundle, report: DriftReport, told: str) -> None:
+    from toolkit import console
+    from toolkit.drift.table import render, render_text
+
+    out = console.results()
+    if out.is_terminal:
+        out.print(render(report))
+    else:
+        click.echo(render_text(report))
+    click.echo(told)
+    files = len(bundle.manifest.files)
+    verdict = "passed" if report.passed else "FAILED"
+    click.echo(f"{bundle.folder}: {files} files unchanged, drift {verdict}")
+
+
+def _print_json(bundle: Bundle, report: DriftReport, told: str, ran_on: str) -> None:
+    from toolkit import console
+
+    manifest = bundle.manifest
+    console.emit_json(
+        {
+            "bundle": str(bundle.folder),
+            "target": f"{manifest.target.runtime}-{manifest.target.scheme}",
+            "engine_status": manifest.engine.status,
+            "ran_on": ran_on,
+            "told": told,
+            "files_unchanged": len(manifest.files),
+            "passed": report.passed,
+            "drift": report.model_dump(mode="json"),
+        }
+    )

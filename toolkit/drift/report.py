@@ -1,0 +1,227 @@
+"""What a drift measurement says, as frozen values that survive JSON exactly."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    model_validator,
+)
+
+from toolkit.errors import UsageError
+from toolkit.types import Gate
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "DriftReport",
+    "FiniteGate",
+    "Metric",
+    "OutputDrift",
+    "StageDrift",
+    "TaskDrift",
+    "Worst",
+    "read_report",
+    "write_report",
+]
+
+SCHEMA_VERSION = 1
+
+
+def _number(value: float) -> float:
+    if math.isnan(value):
+        raise ValueError("a metric is never NaN")
+    return value
+
+
+def _spell(value: float) -> float | str:
+    return value if math.isfinite(value) else str(value)
+
+
+def _finite(gate: Gate) -> Gate:
+    for name in Gate.__dataclass_fields__:
+        bound = getattr(gate, name)
+        if bound is not None and not math.isfinite(bound):
+            raise ValueError(f"{name} must be finite, got {bound}")
+    return gate
+
+
+Metric = Annotated[float, AfterValidator(_number), PlainSerializer(_spell, when_used="json")]
+"""A float that may be infinite; JSON has no infinity, so it is written as the text `inf` or `-inf`."""
+
+FiniteGate = Annotated[Gate, AfterValidator(_finite)]
+"""A gate whose bounds are finite: an infinite bound would not survive JSON, and would say nothing."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class OutputDrift(_Frozen):
+    """One output at its worst over all batches: lowest SQNR (dB) and cosine, highest relative L2 and max abs.
+
+    The metrics are None when `failure` says why the output could not be compared.
+    """
+
+    name: str
+    sqnr_db: Metric | None = None
+    cosine: Metric | None = None
+    relative_l2: Metric | None = None
+    max_abs: Metric | None = None
+    failure: str = ""
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        metrics = (self.sqnr_db, self.cosine, self.relative_l2, self.max_abs)
+        if any((metric is None) != bool(self.failure) for metric in metrics):
+            raise ValueError(f"output '{self.name}' needs either all four metrics or a failure")
+        return self
+
+
+class TaskDrift(_Frozen):
+    """The task's own metric over `count` held-out rows.
+
+    Accuracies are in per cent and the drop in percentage points (negative: the candidate is better);
+    agreement and overlap are fractions of 1. None: not of this metric, or `failure` says why.
+    """
+
+    metric: Literal["accuracy", "retrieval"]
+    output: str
+    count: int
+    reference_accuracy: Metric | None = None
+    candidate_accuracy: Metric | None = None
+    accuracy_drop: Metric | None = None
+    top1_agreement: Metric | None = None
+    overlap_at_10: Metric | None = None
+    failure: str = ""
+
+
+class Worst(_Frozen):
+    """A stage in one line: the worst of its outputs, and its task metric. None: not measured."""
+
+    ran_on: str
+    passed: bool
+    sqnr_db: Metric | None = None
+    cosine: Metric | None = None
+    relative_l2: Metric | None = None
+    max_abs: Metric | None = None
+    accuracy_drop: Metric | None = None
+    top1_agreement: Metric | None = None
+    overlap_at_10: Metric | None = None
+
+
+class StageDrift(_Frozen):
+    """How far one stage's graph or engine is from the reference, and which bounds of `gate` it broke."""
+
+    stage: str
+    ran_on: str
+    outputs: tuple[OutputDrift, ...] = Field(min_length=1)
+    task: TaskDrift | None = None
+    gate: FiniteGate = Gate()
+    failures: tuple[str, ...] = ()
+    passed: bool = True
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.passed == bool(self.failures):
+            raise ValueError(f"stage '{self.stage}' says passed={self.passed} with {len(self.failures)} failures")
+        return self
+
+    def worst(self) -> Worst:
+        """The lowest SQNR and cosine, the highest relative L2 and max abs of all outputs."""
+        task = self.task
+        return Worst(
+            ran_on=self.ran_on,
+            passed=self.passed,
+            sqnr_db=_extreme(min, [output.sqnr_db for output in self.outputs]),
+            cosine=_extreme(min, [output.cosine for output in self.outputs]),
+            relative_l2=_extreme(max, [output.relative_l2 for output in self.outputs]),
+            max_abs=_extreme(max, [output.max_abs for output in self.outputs]),
+            accuracy_drop=task.accuracy_drop if task else None,
+            top1_agreement=task.top1_agreement if task else None,
+            overlap_at_10=task.overlap_at_10 if task else None,
+        )
+
+
+class DriftReport(_Frozen):
+    """All stages in the order they ran, each against the same `reference` (library and device)."""
+
+    schema_version: Literal[1] = 1
+    reference: str
+    stages: tuple[StageDrift, ...] = Field(min_length=1)
+    passed: bool
+
+    @classmethod
+    def of(cls, reference: str, stages: Sequence[StageDrift]) -> Self:
+        """A report that passes when every stage does."""
+        return cls(reference=reference, stages=tuple(stages), passed=all(stage.passed for stage in stages))
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.passed != all(stage.passed for stage in self.stages):
+            raise ValueError(f"the report says passed={self.passed}, its stages say otherwise")
+        return self
+
+    @property
+    def moved(self) -> str | None:
+        """The stage to look at: the first that broke its gate, None when all passed."""
+        return next((stage.stage for stage in self.stages if not stage.passed), None)
+
+    def added_loss_db(self) -> tuple[float | None, ...]:
+        """What each stage lost of its worst SQNR, in dB, against the stage before it; negative is a gain.
+
+        None for the first stage and where either was not measured; 0 when both are exact.
+        """
+        levels = [stage.worst().sqnr_db for stage in self.stages]
+        return (None, *(_loss(before, after) for before, after in pairwise(levels)))
+
+
+def write_report(report: DriftReport, path: Path) -> None:
+    """Write the report as indented JSON, infinities as text."""
+    path.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def read_report(path: Path) -> DriftReport:
+    """Read what `write_report` wrote. Raises UsageError for broken JSON, unknown fields or a newer schema."""
+    try:
+        data: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"cannot read the drift report {path}: {error}") from error
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise UsageError(
+            f"{path} has drift schema {version}, this toolkit reads up to {SCHEMA_VERSION}",
+            hint="Upgrade the toolkit: pip install --upgrade transformer-export-toolkit.",
+        )
+    try:
+        return DriftReport.model_validate(data)
+    except ValidationError as error:
+        raise UsageError(f"{path} is not a drift report: {_first(error)}") from error
+
+
+def _first(error: ValidationError) -> str:
+    entry = error.errors()[0]
+    place = ".".join(str(part) for part in entry["loc"])
+    return f"{place}: {entry['msg']}" if place else entry["msg"]
+
+
+def _extreme(choose: Any, values: Sequence[float | None]) -> float | None:
+    if any(value is None for value in values):
+        return None
+    return float(choose(values))
+
+
+def _loss(before: float | None, after: float | None) -> float | None:
+    if before is None or after is None:
+        return None
+    return 0.0 if before == after else before - after

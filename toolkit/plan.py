@@ -1,0 +1,100 @@
+"""From what the user typed to a plan: the model resolved, the targets known, and all refused that cannot work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from model_zoo import resolve
+from toolkit import plugins
+from toolkit.drift.gates import parse_gate
+from toolkit.errors import UnsupportedError
+from toolkit.target import Target, parse_target
+from toolkit.types import Dim, Gate, ModelSpec
+
+__all__ = ["Plan", "Request", "plan"]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the user typed, one field an option of `toolkit export`."""
+
+    model: str
+    targets: Sequence[str]
+    output: Path = Path("bundles")
+    revision: str | None = None
+    weights: Literal["pretrained", "random"] = "pretrained"
+    seed: int = 0
+    calibration: Path | None = None
+    calibration_count: int = 64
+    dims: Mapping[str, Dim] = field(default_factory=dict)
+    opset: int | None = None
+    drift_gate: str = ""
+    allow_unfused: bool = False
+    offline: bool = False
+    trust_remote_code: bool = False
+    command: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A request found to make sense: the model is resolved, every target exists and takes it."""
+
+    request: Request
+    spec: ModelSpec
+    targets: tuple[Target, ...]
+
+    def folder(self, target: Target) -> Path:
+        """Where the bundle of that target goes."""
+        return self.request.output / f"{self.spec.name}-{target}"
+
+    def gate(self, base: Gate) -> Gate:
+        """The scheme's gate with the bounds that the user replaced."""
+        return parse_gate(self.request.drift_gate, base) if self.request.drift_gate else base
+
+    def as_json(self) -> dict[str, Any]:
+        """The plan as plain JSON types."""
+        return {
+            "model": asdict(self.spec),
+            "targets": {str(target): str(self.folder(target)) for target in self.targets},
+        }
+
+    def describe(self) -> str:
+        """The plan in a few lines of text."""
+        spec = self.spec
+        inputs = ", ".join(f"{tensor.name}{list(tensor.shape)}" for tensor in spec.inputs)
+        dims = ", ".join(f"{name} {dim.min}:{dim.opt}:{dim.max}" for name, dim in spec.dims.items())
+        lines = [
+            f"model    {spec.name}: {spec.architecture} ({spec.family}, {spec.weights} weights) from {spec.source}",
+            f"inputs   {inputs}",
+            f"outputs  {', '.join(tensor.name for tensor in spec.outputs)}",
+            f"dims     {dims}",
+            *(f"target   {target} → {self.folder(target)}" for target in self.targets),
+        ]
+        return "\n".join(lines)
+
+
+def plan(request: Request) -> Plan:
+    """Resolve the model and the targets and refuse what cannot work, before any weight is read."""
+    targets = tuple(dict.fromkeys(parse_target(text) for text in request.targets))
+    spec = resolve(
+        request.model,
+        revision=request.revision,
+        weights=request.weights,
+        seed=request.seed,
+        dims=request.dims,
+        offline=request.offline,
+        trust_remote_code=request.trust_remote_code,
+    )
+    the_plan = Plan(request, spec, targets)
+    the_plan.gate(Gate())
+    for target in targets:
+        kinds = plugins.find("runtimes", target.runtime).literals.get("KINDS", ())
+        if spec.kind not in kinds:
+            raise UnsupportedError(
+                f"runtime '{target.runtime}' does not take models of kind '{spec.kind}'",
+                hint=f"{target.runtime} takes: {', '.join(kinds)}.",
+            )
+    return the_plan

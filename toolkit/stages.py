@@ -1,0 +1,283 @@
+"""The stages as the line calls them: each does its work, shows a row, and answers one typed value."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Self
+
+from exporters import UNFUSED
+from runtimes import portable_session
+from toolkit import plugins
+from toolkit.atomic import publish
+from toolkit.bundle.read import is_bundle
+from toolkit.drift.gates import raise_if_failed
+from toolkit.drift.measure import measure, observe
+from toolkit.drift.report import DriftReport, StageDrift
+from toolkit.plan import Plan
+from toolkit.progress import Watch
+from toolkit.target import Target
+
+if TYPE_CHECKING:
+    from toolkit.types import (
+        Calibration,
+        Engine,
+        Evaluation,
+        ExportedGraph,
+        Gate,
+        LoweredGraph,
+        QuantizedGraph,
+        Session,
+        Step,
+        Tensors,
+    )
+
+__all__ = ["Reference", "Stages"]
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What fp32 PyTorch answers on the inputs that every stage is measured with."""
+
+    ran_on: str
+    golden: tuple[Tensors, ...]
+    golden_outputs: tuple[Tensors, ...]
+    evaluation: Evaluation | None
+    evaluation_outputs: tuple[Tensors, ...]
+
+    def drift(self, stage: str, session: Session, plan: Plan, gate: Gate) -> StageDrift:
+        """Run the session on the same inputs, close it, and say how far its outputs are."""
+        batches = self.evaluation.batches if self.evaluation else ()
+        try:
+            candidate, judged = observe(session, self.golden), observe(session, batches)
+        finally:
+            session.close()
+        return measure(
+            stage,
+            session.ran_on,
+            self.golden_outputs,
+            candidate,
+            plan.spec,
+            gate=gate,
+            evaluation=self.evaluation,
+            evaluation_reference=self.evaluation_outputs,
+            evaluation_candidate=judged,
+        )
+
+
+@dataclass(slots=True)
+class Stages:
+    """One run of the line: its plan, its working folder, the places reserved for its bundles, and what drifted.
+
+    `drift` keeps the measurement of each graph file, so that a graph shared by several targets runs once.
+    """
+
+    plan: Plan
+    watch: Watch
+    work: Path
+    places: Mapping[Target, _Place]
+    calibration: Calibration | None = None
+    drift: dict[str, StageDrift] = field(default_factory=dict)
+    quantized: dict[str, QuantizedGraph] = field(default_factory=dict)
+
+    @classmethod
+    @contextmanager
+    def open(cls, plan: Plan, watch: Watch) -> Iterator[Self]:
+        """Reserve every bundle's place first, so that a second export into it is refused at once."""
+        with ExitStack() as stack:
+            places = {target: stack.enter_context(_Place(plan.folder(target))) for target in plan.targets}
+            work = stack.enter_context(TemporaryDirectory(prefix=".export-", dir=plan.request.output))
+            yield cls(plan, watch, Path(work), places)
+
+    def from_pytorch(self) -> tuple[Reference, ExportedGraph]:
+        """Load the model, run it as the reference, export it, and let it go."""
+        from exporters.reference import TorchSession
+        from exporters.torch_export import DEFAULT_OPSET, export
+
+        spec, request = self.plan.spec, self.plan.request
+        family = plugins.family(spec.family)
+        with self.watch.stage("load") as row:
+            module = family.load(spec)
+            row.said = f"{spec.architecture}, {spec.weights} weights from {spec.source}"
+        with self.watch.stage("reference") as row:
+            reference = _reference(TorchSession(module), family.golden(spec), family.evaluation(spec))
+            row.said = reference.ran_on
+        with self.watch.stage("export") as row:
+            exported = export(
+                module,
+                spec,
+                reference.golden[0],
+                self.work / "export",
+                opset=request.opset or DEFAULT_OPSET,
+                allow_unfused=request.allow_unfused,
+            )
+            # Before any session opens: the reference module and a session's weights need not be in memory together.
+            del module
+            gc.collect()
+            row.said = _said(exported.steps, self._measure("export", exported.path, reference, self._gate("fp32")))
+        return reference, exported
+
+    def quantize(self, exported: ExportedGraph, reference: Reference, target: Target) -> QuantizedGraph:
+        """Write the target's precision into the graph; targets of one scheme share the result."""
+        from quantize import quantize
+
+        if target.scheme in self.quantized:
+            return self.quantized[target.scheme]
+        with self.watch.stage("quantize", target.scheme) as row:
+            calibration = self._calibrate() if _wants_calibration(target) else None
+            graph = quantize(exported, target.scheme, calibration, self.work / target.scheme)
+            unchanged = graph.path == exported.path
+            name = f"quantize-{target.scheme}"
+            drift = None if unchanged else self._measure(name, graph.path, reference, self._gate(target.scheme))
+            row.said = "nothing to do" if unchanged else _said(graph.steps[len(exported.steps) :], drift)
+        self.quantized[target.scheme] = graph
+        return graph
+
+    def lower(self, quantized: QuantizedGraph, target: Target) -> LoweredGraph:
+        """Rewrite the graph into the runtime's own dialect."""
+        with self.watch.stage("lower", str(target)) as row:
+            graph = plugins.runtime(target.runtime).lower(quantized, self.work / str(target))
+            row.said = _said(graph.steps[len(quantized.steps) :])
+        return graph
+
+    def build(self, lowered: LoweredGraph, target: Target) -> Engine:
+        """Compile the lowered graph, or say that it cannot be done here."""
+        with self.watch.stage("build", str(target)) as row:
+            engine = plugins.runtime(target.runtime).build(lowered)
+            row.said = f"{engine.status} by {engine.builder}" + (f" ({engine.reason})" if engine.reason else "")
+        return engine
+
+    def verify(self, reference: Reference, engine: Engine, target: Target) -> DriftReport:
+        """Measure what ships, beside the stages before it. Raises DriftError where a gate does not hold."""
+        with self.watch.stage("verify", str(target)) as row:
+            last = self._final_drift(reference, engine, target)
+            before = [self.drift["export"]]
+            if "quantize-" + target.scheme in self.drift:
+                before.append(self.drift["quantize-" + target.scheme])
+            report = DriftReport.of(reference.ran_on, [*before, last])
+            raise_if_failed(report)
+            row.said = f"{_short(last)} on {last.ran_on}"
+        return report
+
+    def bundle(self, engine: Engine, report: DriftReport, reference: Reference, target: Target) -> Path:
+        """Put everything that ships into one folder, which appears whole or not at all."""
+        from toolkit.bundle.write import Contents, write_bundle
+
+        place, scheme = self.places[target], plugins.scheme(target.scheme).config
+        with self.watch.stage("bundle", str(target)) as row:
+            contents = Contents(
+                spec=self.plan.spec,
+                target=target,
+                engine=engine,
+                report=report,
+                golden=reference.golden,
+                golden_reference=reference.golden_outputs,
+                evaluation=reference.evaluation,
+                evaluation_reference=reference.evaluation_outputs,
+                assets=plugins.family(self.plan.spec.family).assets(self.plan.spec),
+                calibration=self.calibration if _wants_calibration(target) else None,
+                calibration_method=scheme.calibration,
+                allow_unfused=_unfused(engine),
+            )
+            write_bundle(place.folder, contents, command=self.plan.request.command)
+            place.publish()
+            row.said = str(self.plan.folder(target))
+        return self.plan.folder(target)
+
+    def _final_drift(self, reference: Reference, engine: Engine, target: Target) -> StageDrift:
+        path, gate = engine.graph.path, self._gate(target.scheme)
+        if engine.status != "executed":
+            return reference.drift("lower", portable_session(path), self.plan, gate)
+        session = plugins.runtime(target.runtime).session(path.parent, _engine_entry(engine))
+        return reference.drift("engine", session, self.plan, gate)
+
+    def _measure(self, stage: str, path: Path, reference: Reference, gate: Gate) -> StageDrift:
+        drift = reference.drift(stage.partition("-")[0], portable_session(path), self.plan, gate)
+        self.drift[stage] = drift
+        raise_if_failed(DriftReport.of(reference.ran_on, [drift]))
+        return drift
+
+    def _gate(self, scheme: str) -> Gate:
+        return self.plan.gate(plugins.scheme(scheme).config.gate)
+
+    def _calibrate(self) -> Calibration:
+        if self.calibration is None:
+            request, spec = self.plan.request, self.plan.spec
+            family = plugins.family(spec.family)
+            self.calibration = family.calibration(spec, request.calibration, request.calibration_count)
+        return self.calibration
+
+
+class _Place:
+    """A bundle's folder, locked while the line runs, published when it is whole."""
+
+    def __init__(self, target: Path) -> None:
+        self._publishing = publish(target, replace=is_bundle)
+        self._published = False
+
+    def __enter__(self) -> Self:
+        self.folder = self._publishing.__enter__()
+        return self
+
+    def publish(self) -> None:
+        """Make the folder appear under its own name."""
+        self._published = True
+        self._publishing.__exit__(None, None, None)
+
+    def __exit__(self, *error: Any) -> None:
+        if not self._published:
+            self._publishing.__exit__(*(error if error[0] else (_Abandoned, _Abandoned(), None)))
+
+
+class _Abandoned(Exception):  # noqa: N818 - it never leaves this file
+    """The line ended without filling this place."""
+
+
+def _reference(session: Session, golden: tuple[Tensors, ...], evaluation: Evaluation | None) -> Reference:
+    return Reference(
+        ran_on=session.ran_on,
+        golden=golden,
+        golden_outputs=tuple(observe(session, golden)),
+        evaluation=evaluation,
+        evaluation_outputs=tuple(observe(session, evaluation.batches)) if evaluation else (),
+    )
+
+
+def _engine_entry(engine: Engine) -> dict[str, Any]:
+    """What the manifest will hold of the engine, for opening it before there is a manifest."""
+    return {
+        "graph": engine.graph.path.name,
+        "status": engine.status,
+        "builder": engine.builder,
+        "files": [path.as_posix() for path in engine.files],
+        "reason": engine.reason,
+        "details": dict(engine.details),
+    }
+
+
+def _wants_calibration(target: Target) -> bool:
+    return plugins.scheme(target.scheme).config.calibration != "none"
+
+
+def _unfused(engine: Engine) -> tuple[str, ...]:
+    steps = (step for step in engine.graph.steps if step.what == UNFUSED)
+    return tuple(name for step in steps for name in step.reason.split(", "))
+
+
+def _said(steps: tuple[Step, ...], drift: StageDrift | None = None) -> str:
+    parts = [f"{step.count} {step.what}" for step in steps if step.count]
+    return "; ".join([*parts, *([_short(drift)] if drift else [])])
+
+
+def _short(drift: StageDrift) -> str:
+    worst = drift.worst()
+    parts = [f"SQNR {worst.sqnr_db:.1f} dB" if worst.sqnr_db is not None else "not comparable"]
+    if drift.task and drift.task.candidate_accuracy is not None:
+        parts.append(f"accuracy {drift.task.candidate_accuracy:.1f}%")
+    if worst.overlap_at_10 is not None:
+        parts.append(f"overlap@10 {worst.overlap_at_10:.3f}")
+    return ", ".join(parts)
