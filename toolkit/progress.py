@@ -6,11 +6,12 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from rich.console import Console
+if TYPE_CHECKING:
+    from rich.console import Console
 
-__all__ = ["Row", "Silent", "Watch", "progress"]
+__all__ = ["Row", "Rows", "Silent", "Watch"]
 
 
 @dataclass
@@ -37,22 +38,16 @@ class Silent:
         yield Row()
 
 
-class _Rows:
+class Rows:
+    """A watch that prints a row a stage."""
+
     def __init__(self, console: Console) -> None:
         self._console = console
 
     @contextmanager
     def stage(self, name: str, target: str = "") -> Iterator[Row]:
+        """Show a spinner, then how long it took and what the stage had to say."""
         row, start = Row(), time.monotonic()
         with self._console.status(f"{name} {target} …"):
             yield row
-        self._console.print(
-            f"[green]✓[/] {name:<10} [bold]{target:<18}[/] {time.monotonic() - start:6.1f} s  {row.said}",
-            highlight=False,
-        )
-
-
-@contextmanager
-def progress(*, quiet: bool = False) -> Iterator[Watch]:
-    """A watch that writes to standard error, so that standard output stays for results."""
-    yield Silent() if quiet else _Rows(Console(stderr=True))
+        self._console.print(f"{name:<10}{target:<14}{time.monotonic() - start:6.1f} s  {row.said}", soft_wrap=True)

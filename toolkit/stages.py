@@ -148,7 +148,7 @@ class Stages:
         """Compile the lowered graph, or say that it cannot be done here."""
         with self.watch.stage("build", str(target)) as row:
             engine = plugins.runtime(target.runtime).build(lowered)
-            row.said = f"{engine.status} by {engine.builder}" + (f" ({engine.reason})" if engine.reason else "")
+            row.said = f"{engine.status} by {engine.builder}"
         return engine
 
     def verify(self, reference: Reference, engine: Engine, target: Target) -> DriftReport:

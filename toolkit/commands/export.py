@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from toolkit.bundle.read import Bundle
     from toolkit.types import Dim
 
 _EPILOG = """\b
@@ -67,21 +67,20 @@ class _DimRange(click.ParamType[Any]):
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
 def command(dims: tuple[tuple[str, Dim], ...], as_json: bool, dry_run: bool, **options: Any) -> None:
     """Export a model to one or more targets and verify every stage against fp32 PyTorch."""
+    from toolkit import console
     from toolkit.pipeline import export
     from toolkit.plan import Request, plan
-    from toolkit.progress import progress
+    from toolkit.progress import Rows, Silent
 
     request = Request(**_calibration(options), dims=dict(dims), command=_command_line())
     the_plan = plan(request)
-    if dry_run:
-        click.echo(json.dumps(the_plan.as_json(), indent=2) if as_json else the_plan.describe())
-        return
-    with progress(quiet=as_json) as watch:
-        bundles = export(the_plan, watch)
-    if as_json:
-        click.echo(json.dumps({"bundles": [_summary(folder) for folder in bundles]}, indent=2))
+    if dry_run and as_json:
+        console.emit_json(the_plan.as_json())
+    elif dry_run:
+        click.echo(the_plan.describe())
     else:
-        _print_bundles(bundles)
+        bundles = export(the_plan, Silent() if as_json else Rows(console.progress()))
+        (_emit if as_json else _print)(bundles)
 
 
 def _calibration(options: dict[str, Any]) -> dict[str, Any]:
@@ -95,18 +94,52 @@ def _command_line() -> str:
     return shlex.join(["toolkit", *sys.argv[1:]])
 
 
-def _summary(folder: Path) -> dict[str, Any]:
+def _emit(bundles: tuple[Path, ...]) -> None:
+    from toolkit import console
+    from toolkit.bundle.read import open_bundle, report
+
+    opened = [open_bundle(folder) for folder in bundles]
+    console.emit_json(
+        {
+            "bundles": [
+                {
+                    "path": bundle.folder,
+                    "target": bundle.manifest.target.model_dump(),
+                    "engine": bundle.manifest.engine.model_dump(mode="json"),
+                    "drift": report(bundle).model_dump(mode="json"),
+                }
+                for bundle in opened
+            ]
+        }
+    )
+
+
+def _print(bundles: tuple[Path, ...]) -> None:
+    from toolkit import console
     from toolkit.bundle.read import open_bundle
 
-    manifest = open_bundle(folder).manifest
-    return {
-        "path": str(folder),
-        "target": f"{manifest.target.runtime}-{manifest.target.scheme}",
-        "status": manifest.engine.status,
-        "drift": json.loads((folder / "drift.json").read_text(encoding="utf-8")),
-    }
+    opened = [open_bundle(folder) for folder in bundles]
+    columns = ("bundle", "engine", ">size", ">SQNR dB", ">cosine", "task")
+    click.echo()
+    console.print_table([_row(bundle) for bundle in opened], *columns)
+    for reason in dict.fromkeys(bundle.manifest.engine.reason for bundle in opened):
+        if reason:
+            click.echo(f"built: {reason}.")
+    click.echo(f"Verify a bundle at any time: toolkit check {shlex.quote(str(bundles[0]))}")
 
 
-def _print_bundles(bundles: tuple[Path, ...]) -> None:
-    for folder in bundles:
-        click.echo(f"{folder}  (verify it any time: toolkit check {shlex.quote(str(folder))})")
+def _row(bundle: Bundle) -> tuple[str, ...]:
+    from toolkit.bundle.read import report
+    from toolkit.console import byte_size
+    from toolkit.drift.table import task_words
+
+    last = report(bundle).stages[-1]
+    worst, files = last.worst(), bundle.manifest.files.values()
+    return (
+        str(bundle.folder),
+        bundle.manifest.engine.status,
+        byte_size(sum(entry.bytes for entry in files)),
+        f"{worst.sqnr_db:.1f}",
+        f"{worst.cosine:.6f}",
+        task_words(last.task),
+    )

@@ -9,7 +9,7 @@ from toolkit.drift.report import DriftReport, OutputDrift, StageDrift, TaskDrift
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["render", "render_text"]
+__all__ = ["render", "render_text", "task_words"]
 
 _HEADERS = ("stage", "ran on", "output", "SQNR dB", "lost dB", "cosine", "rel. L2", "max abs", "task", "gate")
 _NUMBERS = range(3, 8)
@@ -49,7 +49,7 @@ def _stage_rows(stage: StageDrift, loss: float | None) -> list[tuple[str, ...]]:
         first = index == 0
         head = (stage.stage, stage.ran_on) if first else ("", "")
         lost = _decimals(loss, 1) if first else ""
-        tail = (_task(stage.task), "pass" if stage.passed else "FAIL") if first else ("", "")
+        tail = (task_words(stage.task), "pass" if stage.passed else "FAIL") if first else ("", "")
         rows.append((*head, output.name, *_metrics(output, lost), *tail))
     return rows
 
@@ -64,7 +64,8 @@ def _metrics(output: OutputDrift, lost: str) -> tuple[str, ...]:
     )
 
 
-def _task(task: TaskDrift | None) -> str:
+def task_words(task: TaskDrift | None) -> str:
+    """The task metric in a few words, as `overlap@10 0.98`; empty where there is none."""
     if task is None:
         return ""
     if task.failure:

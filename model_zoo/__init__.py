@@ -1,0 +1,5 @@
+"""Models: resolving `--model` to a spec, one file a family, loading, pre-processing and sample data."""
+
+from model_zoo._resolve import resolve
+
+__all__ = ["resolve"]

@@ -1,0 +1,242 @@
+"""Weights into a Transformers model: fp32, eager attention, and every weight accounted for."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, PreTrainedModel
+from transformers.utils import logging
+
+from model_zoo import _source
+from model_zoo._resolve import needs_no_files
+from toolkit.errors import StageError, UnsupportedError, UsageError
+from toolkit.types import ModelRequest, ModelSpec
+
+__all__ = ["architecture", "asset_files", "find_class", "load", "make_config", "model_folder", "source_config"]
+
+_PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "pytorch_model.bin.index.json")
+_BUFFERS = re.compile(r"(^|\.)position_ids$|num_batches_tracked$")
+_ASSETS = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt",
+    "preprocessor_config.json", "config.json",
+)  # fmt: skip
+
+
+def architecture(config: Mapping[str, Any], default: str = "") -> str:
+    """The class that the configuration names. Raises UsageError when it names none."""
+    named = config.get("architectures") or ([default] if default else [])
+    if not named:
+        raise UsageError(
+            "config.json names no architecture",
+            hint='Add "architectures": ["<class of transformers>"] to it, as `save_pretrained` does.',
+        )
+    return str(named[0])
+
+
+def find_class(name: str, *, source: str, config: Mapping[str, Any], trust_remote_code: bool) -> type:
+    """The model class: from transformers, or from the model's own code when that is trusted."""
+    found = getattr(transformers, name, None)
+    if isinstance(found, type) and issubclass(found, PreTrainedModel):
+        return found
+    remote = [value for value in (config.get("auto_map") or {}).values() if str(value).endswith(f".{name}")]
+    if not remote:
+        raise UnsupportedError(
+            f"transformers {transformers.__version__} has no model class '{name}'",
+            hint="Upgrade transformers, or give your own module as `module:factory`.",
+        )
+    if not trust_remote_code:
+        raise UsageError(f"'{name}' is code that comes with the model", hint="Read it, then pass --trust-remote-code.")
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+    cls: type = get_class_from_dynamic_module(str(remote[0]), source)
+    return cls
+
+
+def model_folder(spec: ModelSpec, *, weights: bool = False) -> Path | None:
+    """The folder of the model's files; None for random weights of a short name, which needs no files."""
+    if needs_no_files(spec):
+        return None
+    return _source.files(spec.source, revision=spec.revision, offline=spec.offline, weights=weights)
+
+
+def source_config(spec: ModelSpec, literals: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The `config.json` the spec was made from, or the family's literal for random weights of a short name."""
+    folder = model_folder(spec)
+    if folder is None:
+        return literals[spec.name]
+    return _source.read_json(folder / "config.json")
+
+
+def make_config(values: Mapping[str, Any], *, source: str = "", trust_remote_code: bool = False) -> Any:
+    """The configuration object. Raises UsageError when transformers does not know it or refuses a value."""
+    kind = values.get("model_type")
+    if kind is None:
+        raise UsageError("config.json has no model_type", hint="Save it with `save_pretrained`, which writes one.")
+    try:
+        if kind not in transformers.CONFIG_MAPPING and values.get("auto_map") and trust_remote_code:
+            return AutoConfig.from_pretrained(source, trust_remote_code=True)
+        return transformers.CONFIG_MAPPING[kind].from_dict(dict(values))
+    except Exception as error:
+        raise UsageError(
+            f"transformers {transformers.__version__} does not take this config.json (model_type '{kind}'): "
+            f"{_line(error)}",
+            hint="Upgrade transformers, or correct the file.",
+        ) from error
+
+
+def load(cls: type, spec: ModelSpec, config: Any, *, ignore: Collection[str] = (), **arguments: Any) -> PreTrainedModel:
+    """The model of class `cls` in eval mode, fp32, eager attention.
+
+    Random weights are seeded with `spec.seed`. Pretrained ones come from safetensors; `ignore` lists prefixes of
+    weights that the checkpoint may hold beyond what is used here. Raises UsageError for a missing or superfluous
+    weight, a NaN, a broken file or a pickle.
+    """
+    if spec.weights == "random":
+        return _random(cls, spec.seed, config, arguments)
+    folder = model_folder(spec, weights=True)
+    if folder is None:
+        raise StageError("resolve", f"no files for {spec.source}")
+    check_files(folder)
+    model, info = _pretrained(cls, spec, folder, config, arguments)
+    _account(folder, info, ignore)
+    _finite(model)
+    return model
+
+
+def asset_files(spec: ModelSpec) -> tuple[Path, ...]:
+    """The tokenizer, image-processor and configuration files that the model's folder has."""
+    folder = model_folder(spec)
+    if folder is None:
+        return ()
+    return tuple(folder / name for name in _ASSETS if (folder / name).is_file())
+
+
+def check_files(folder: Path) -> None:
+    """Open the header of every weight file. Raises UsageError for a pickle, a missing shard or a broken file."""
+    paths = _weight_files(folder)
+    for path in paths:
+        try:
+            with safe_open(path, framework="pt") as file:
+                file.keys()
+        except (SafetensorError, OSError) as error:
+            raise UsageError(
+                f"{path} is not a whole safetensors file: {_line(error)}", hint="Download or save it again."
+            ) from error
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.is_file():
+        return [single]
+    if index.is_file():
+        return _shards(index)
+    pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
+    if pickles:
+        raise UsageError(
+            f"{folder / pickles[0]} is a pickle checkpoint, which can run any code when opened",
+            hint="Where you trust it, load it in Python and call `model.save_pretrained(folder)`: "
+            "that writes model.safetensors.",
+        )
+    raise UsageError(
+        f"{folder} has no weights (model.safetensors)",
+        hint="Save them there, or pass `--weights random` to export without them.",
+    )
+
+
+def _shards(index: Path) -> list[Path]:
+    mapping = _source.read_json(index).get("weight_map")
+    if not isinstance(mapping, dict) or not mapping:
+        raise UsageError(f"{index} has no weight_map", hint="Download or save the model again.")
+    paths = [index.parent / name for name in sorted(set(mapping.values()))]
+    for path in paths:
+        if path.parent != index.parent or not path.is_file():
+            raise UsageError(f"{index} names {path.name}, which is not there", hint="Download the model again.")
+    return paths
+
+
+def _random(cls: type, seed: int, config: Any, arguments: Mapping[str, Any]) -> PreTrainedModel:
+    config._attn_implementation = "eager"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model: PreTrainedModel = cls(config, **arguments)
+    return model.eval().float()
+
+
+def _pretrained(
+    cls: Any, spec: ModelSpec, folder: Path, config: Any, arguments: Mapping[str, Any]
+) -> tuple[PreTrainedModel, Mapping[str, Any]]:
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        model, info = cls.from_pretrained(
+            folder,
+            config=config,
+            dtype=torch.float32,
+            attn_implementation="eager",
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            trust_remote_code=spec.trust_remote_code,
+            **arguments,
+        )
+    except (RuntimeError, OSError, ValueError) as error:
+        raise UsageError(
+            f"the weights in {folder} do not fit {cls.__name__}: {_line(error)}",
+            hint="Check that config.json and the weights belong together.",
+        ) from error
+    finally:
+        logging.set_verbosity(before)
+        logging.enable_progress_bar()
+    return model.eval(), info
+
+
+def _account(folder: Path, info: Mapping[str, Any], ignore: Collection[str]) -> None:
+    missing = sorted(key for key in info["missing_keys"] if not _BUFFERS.search(key))
+    if missing:
+        raise UsageError(
+            f"{folder} lacks {len(missing)} of the model's weights: {_some(missing)}",
+            hint="They would be random. Save the whole model, or set the architecture it was saved from.",
+        )
+    extra = sorted(
+        key
+        for key in info["unexpected_keys"]
+        if not _BUFFERS.search(key) and not any(key.startswith(prefix) for prefix in ignore)
+    )
+    if extra:
+        raise UsageError(
+            f"{folder} has {len(extra)} weights that its architecture does not use: {_some(extra)}",
+            hint="Check that `architectures` in config.json names the class it was saved from.",
+        )
+
+
+def _finite(model: PreTrainedModel) -> None:
+    """Refuse NaN and Inf by name. The extremes need no copy of the tensor, unlike an elementwise test."""
+    for name, tensor in model.named_parameters():
+        low, high = torch.aminmax(tensor.detach()) if tensor.numel() else (torch.zeros(()),) * 2
+        if not (math.isfinite(low.item()) and math.isfinite(high.item())):
+            raise UsageError(
+                f"weight '{name}' holds NaN or infinity",
+                hint="The checkpoint is damaged or was saved after training diverged.",
+            )
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def request_config(request: ModelRequest) -> Any:
+    """The configuration object of a request."""
+    return make_config(request.config, source=request.source, trust_remote_code=request.trust_remote_code)

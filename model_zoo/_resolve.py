@@ -1,0 +1,142 @@
+"""From what the user typed after `--model` to a spec. Imports no torch and no transformers at module level."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from model_zoo import _source
+from toolkit import plugins
+from toolkit.errors import UsageError
+from toolkit.types import Dim, ModelRequest, ModelSpec
+
+__all__ = ["needs_no_files", "resolve", "short_names"]
+
+_FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+_HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
+_BUILT_IN = "data/"
+
+
+def resolve(
+    model: str,
+    *,
+    revision: str | None = None,
+    weights: Literal["pretrained", "random"] = "pretrained",
+    seed: int = 0,
+    dims: Mapping[str, Dim] | None = None,
+    offline: bool = False,
+    trust_remote_code: bool = False,
+) -> ModelSpec:
+    """Find the model: `module:factory`, a short name, a local folder, or a Hub id; its family describes it.
+
+    Reads configuration files, never weights (a factory is called, since its module is all there is to read).
+    Raises UsageError for a model that is not there, UnsupportedError for one of a kind not yet taken.
+    """
+    options: dict[str, Any] = {
+        "weights": weights,
+        "seed": seed,
+        "dims": dict(dims or {}),
+        "offline": offline,
+        "trust_remote_code": trust_remote_code,
+    }
+    if _FACTORY.fullmatch(model):
+        return _factory(model, options)
+    names = short_names()
+    if model in names:
+        return _short(model, *names[model], revision, options)
+    if Path(model).expanduser().exists():
+        return _folder(Path(model).expanduser().resolve(), options)
+    if _HUB_ID.fullmatch(model):
+        return _hub(model, model, revision, options)
+    raise _unknown(model, names)
+
+
+def short_names() -> dict[str, tuple[str, str]]:
+    """Every short name with its family and its source (a Hub id, or a folder shipped in `model_zoo/data`)."""
+    return {
+        name: (family.name, source)
+        for family in plugins.listing("model_zoo").values()
+        for name, source in family.literals.get("NAMES", {}).items()
+    }
+
+
+def needs_no_files(model: ModelRequest | ModelSpec) -> bool:
+    """Whether everything about it is in its family's file: random weights of a short name."""
+    known = short_names().get(model.name, ("", ""))[1]
+    return model.weights == "random" and model.source == known and not _source.is_local(model.source)
+
+
+def _factory(model: str, options: Mapping[str, Any]) -> ModelSpec:
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    name = model.replace(":", "-").replace(".", "-")
+    return plugins.family("module").describe(ModelRequest(name=name, source=model, config={}, **options))
+
+
+def _short(name: str, family: str, source: str, revision: str | None, options: Mapping[str, Any]) -> ModelSpec:
+    if source.startswith(_BUILT_IN):
+        return _built_in(name, family, source, options)
+    if options["weights"] == "pretrained":
+        return _hub(name, source, revision, options)
+    config = plugins.find("model_zoo", family).literals["CONFIGS"][name]
+    request = ModelRequest(name=name, source=source, config=config, revision=revision, **options)
+    return plugins.family(family).describe(request)
+
+
+def _built_in(name: str, family: str, source: str, options: Mapping[str, Any]) -> ModelSpec:
+    folder = Path(__file__).parent / source
+    request = ModelRequest(name=name, source=str(folder), config=_config(folder), **options)
+    return plugins.family(family).describe(request)
+
+
+def _folder(folder: Path, options: Mapping[str, Any]) -> ModelSpec:
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is a file; a model is a folder", hint="Give the folder with its config.json.")
+    config = _config(folder)
+    request = ModelRequest(name=_safe(folder.name), source=str(folder), config=config, **options)
+    return plugins.family(_family_of(config)).describe(request)
+
+
+def _hub(name: str, source: str, revision: str | None, options: Mapping[str, Any]) -> ModelSpec:
+    folder = _source.files(source, revision=revision, offline=options["offline"])
+    config = _config(folder)
+    request = ModelRequest(
+        name=_safe(name.rpartition("/")[2]), source=source, config=config, revision=folder.name, **options
+    )
+    return plugins.family(_family_of(config)).describe(request)
+
+
+def _config(folder: Path) -> Mapping[str, Any]:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UsageError(
+            f"{folder} has no config.json, so it is not a Hugging Face model folder",
+            hint="Save the model there with `model.save_pretrained(folder)`, or give another folder.",
+        )
+    return _source.read_json(path)
+
+
+def _family_of(config: Mapping[str, Any]) -> str:
+    kind = config.get("model_type")
+    for family in plugins.listing("model_zoo").values():
+        if kind is not None and kind in family.literals.get("MODEL_TYPES", ()):
+            return family.name
+    return "auto"
+
+
+def _safe(name: str) -> str:
+    return re.sub(r"[^\w.-]", "-", name) or "model"
+
+
+def _unknown(model: str, names: Mapping[str, object]) -> UsageError:
+    allowed = "Give a short name, a Hub id as org/name, a folder with config.json, or module:factory"
+    if model.startswith((".", "/", "~")) or "\\" in model:
+        return UsageError(f"there is no folder '{model}'", hint=f"{allowed}.")
+    return UsageError(
+        f"unknown model '{model}'",
+        hint=f"{plugins.nearest(model, names)}{allowed}; short names: {', '.join(sorted(names))}.",
+    )

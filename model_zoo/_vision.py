@@ -1,0 +1,172 @@
+"""Vision models: the module around the Transformers model, its spec, and its inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from transformers import PreTrainedModel
+
+from model_zoo import _calibration, _dims, _loading, _preprocess, _source
+from model_zoo._resolve import needs_no_files
+from toolkit.errors import UsageError
+from toolkit.types import Calibration, ModelRequest, ModelSpec, Tensors, TensorSpec
+
+__all__ = ["VisionEncoder", "calibration", "golden", "input_size", "labels_of", "stream", "tensors", "vision_spec"]
+
+_PHOTOS = Path(__file__).parent / "data" / "photos"
+_GOLDEN_ROWS = (1, 3)
+
+
+class VisionEncoder(nn.Module):
+    """Any Transformers vision model with its outputs by name: float32 [batch, C, H, W] in, the named ones out."""
+
+    def __init__(self, model: PreTrainedModel, outputs: Sequence[str]) -> None:
+        super().__init__()
+        self.model = model
+        self.outputs = tuple(outputs)
+        self.train(model.training)
+
+    def forward(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The named outputs."""
+        result = self.model(pixel_values=pixel_values)
+        return {name: getattr(result, name) for name in self.outputs}
+
+
+def input_size(request: ModelRequest, config: Any, default: int | None = None) -> tuple[int, int]:
+    """Height and width of the input: `default` says that the model resizes its position embedding.
+
+    Then the image processor's size counts before the configuration's, and `default` where there is no processor.
+    """
+    own = _pair(getattr(config, "image_size", None))
+    made = _processor_size(request)
+    if default is not None or own is None:
+        fallback = (default or 224, default or 224)
+        if own is not None and max(own) <= max(fallback):
+            fallback = own
+        return made or fallback
+    return own
+
+
+def vision_spec(
+    request: ModelRequest,
+    *,
+    family: str,
+    task: str,
+    architecture: str,
+    channels: int,
+    size: tuple[int, int],
+    outputs: Sequence[TensorSpec],
+    labels: Sequence[str] = (),
+) -> ModelSpec:
+    """The spec of a vision model: float32 `pixel_values` [batch, channels, height, width]."""
+    return ModelSpec(
+        name=request.name,
+        family=family,
+        kind="vision",
+        task=task,
+        source=request.source,
+        architecture=architecture,
+        inputs=(TensorSpec("pixel_values", "float32", ("batch", channels, *size)),),
+        outputs=tuple(outputs),
+        dims=_dims.merge({"batch": _dims.BATCH}, request.dims, {}),
+        revision=request.revision,
+        weights=request.weights,
+        seed=request.seed,
+        labels=tuple(labels),
+        offline=request.offline,
+        trust_remote_code=request.trust_remote_code,
+    )
+
+
+def labels_of(config: Any) -> tuple[str, ...]:
+    """Class names in order, from the configuration's `id2label`."""
+    return tuple(str(name) for _, name in sorted(config.id2label.items()))
+
+
+def golden(spec: ModelSpec) -> tuple[Tensors, ...]:
+    """Two batches of real photographs, one row and three rows."""
+    files, made, start = sorted((_PHOTOS / "golden").iterdir()), [], 0
+    for rows in (_dims.within(rows, spec.dims["batch"]) for rows in _GOLDEN_ROWS):
+        made.append(tensors(spec, [files[(start + index) % len(files)] for index in range(rows)]))
+        start += rows
+    return tuple(made)
+
+
+def calibration(spec: ModelSpec, source: Path | None, count: int) -> Calibration:
+    """Images of the user's folder (or one file), an `.npz` of pixel values, or the shipped photographs."""
+    if source is None:
+        return _shipped(spec, count)
+    if source.suffix == ".npz":
+        return _calibration.arrays(source, spec, count)
+    files = [source] if source.is_file() else _calibration.image_files(source, count)
+    return stream(spec, files, str(source))
+
+
+def stream(spec: ModelSpec, items: Sequence[Path | Image.Image], where: str, wanted: int = 4) -> Calibration:
+    """A calibration over image files or images, preprocessed anew on each pass."""
+    sizes = _calibration.batch_sizes(len(items), spec.dims["batch"], wanted)
+
+    def batches() -> Iterator[Tensors]:
+        start = 0
+        for size in sizes:
+            yield tensors(spec, [items[(start + index) % len(items)] for index in range(size)])
+            start += size
+
+    return _calibration.hashed(batches, min(len(items), sum(sizes)), where)
+
+
+def _shipped(spec: ModelSpec, count: int) -> Calibration:
+    """The shipped photographs; beyond their number, seeded crops of them."""
+    files = sorted((_PHOTOS / "calibration").iterdir())
+    sizes = _calibration.batch_sizes(count, spec.dims["batch"], 4)
+
+    def batches() -> Iterator[Tensors]:
+        start = 0
+        for size in sizes:
+            yield tensors(spec, [_view(files, index) for index in range(start, start + size)])
+            start += size
+
+    photos = min(count, len(files))
+    crops = f" and {count - photos} crops of them" if count > photos else ""
+    return _calibration.hashed(batches, sum(sizes), f"{photos} photographs{crops} (model_zoo/data/SOURCES.md)")
+
+
+def _view(files: Sequence[Path], index: int) -> Image.Image:
+    image, turn = _preprocess.open_image(files[index % len(files)]), index // len(files)
+    if turn == 0:
+        return image
+    random = np.random.default_rng(index)
+    width, height = (int(side * random.uniform(0.5, 0.9)) for side in image.size)
+    left, top = random.integers(0, image.width - width + 1), random.integers(0, image.height - height + 1)
+    crop = image.crop((int(left), int(top), int(left) + width, int(top) + height))
+    return crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if random.random() < 0.5 else crop
+
+
+def tensors(spec: ModelSpec, items: Sequence[Path | Image.Image]) -> Tensors:
+    """`pixel_values` of image files or images, by the model's own image processor where it has one."""
+    return {"pixel_values": _preprocess.images(items, _loading.model_folder(spec), spec.inputs[0].shape)}
+
+
+def _processor_size(request: ModelRequest) -> tuple[int, int] | None:
+    if needs_no_files(request):
+        return None
+    folder = _source.files(request.source, revision=request.revision, offline=request.offline)
+    return _preprocess.image_size(folder)
+
+
+def _pair(size: Any) -> tuple[int, int] | None:
+    if size is None:
+        return None
+    if isinstance(size, int):
+        return size, size
+    if isinstance(size, Mapping):
+        return int(size["height"]), int(size["width"])
+    if len(size) != 2:
+        raise UsageError(f"image_size {size} in config.json must be a number or two")
+    return int(size[0]), int(size[1])

@@ -1,0 +1,97 @@
+"""Every listed family through every listed runtime and scheme, on tiny models, without a line here for a new one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from transformers import AutoConfig, AutoModel
+
+from toolkit.bundle.read import open_bundle
+from toolkit.cli import main
+from toolkit.pipeline import export
+from toolkit.plan import Request, plan
+from toolkit.plugins import listing
+from toolkit.target import all_targets, parse_target
+
+SIZES: dict[str, Any] = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 128,
+    "vocab_size": 1000,
+    "max_position_embeddings": 512,
+    "image_size": 28,
+    "patch_size": 14,
+}
+GENERIC = ("roberta", "electra", "deit", "dinov2_with_registers")
+"""Types without a file of their own: what `auto` is for."""
+
+OWN_MODULE = """
+import torch
+from torch import nn
+
+
+class Own(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.project = nn.Linear(32, 96)
+        self.mix = nn.Linear(32, 32)
+
+    def forward(self, x):
+        q, k, v = (part.unflatten(-1, (2, 16)).transpose(1, 2) for part in self.project(x).chunk(3, dim=-1))
+        y = nn.functional.scaled_dot_product_attention(q, k, v)
+        return {"y": self.mix(y.transpose(1, 2).flatten(2))}
+
+
+def make():
+    torch.manual_seed(0)
+    return Own(), {"x": torch.randn(2, 7, 32)}
+"""
+
+
+def subjects() -> Iterator[Any]:
+    for name, entry in listing("model_zoo").items():
+        types = entry.literals.get("MODEL_TYPES") or []
+        if name == "module":
+            yield pytest.param("module", id="module")
+        elif name == "auto":
+            yield from (pytest.param(model_type, id=f"auto-{model_type}") for model_type in GENERIC)
+        elif types:
+            yield from (pytest.param(model_type, id=f"{name}-{model_type}") for model_type in types)
+        else:
+            yield pytest.param(name.replace("_", "-"), id=name)
+
+
+@pytest.fixture
+def model(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What to give `--model`: a saved tiny model, a factory, or a short name that is built in."""
+    if request.param == "module":
+        (tmp_path / "own_contract.py").write_text(OWN_MODULE, encoding="utf-8")
+        monkeypatch.syspath_prepend(str(tmp_path))
+        return "own_contract:make"
+    if request.param in {name for entry in listing("model_zoo").values() for name in entry.literals.get("NAMES", ())}:
+        return str(request.param)
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(request.param, **SIZES)
+    AutoModel.from_config(config).save_pretrained(tmp_path / "model")
+    return str(tmp_path / "model")
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("model", subjects(), indirect=True)
+def test_every_target_of_a_family_exports_and_checks(model: str, tmp_path: Path) -> None:
+    targets = [str(target) for target in all_targets()]
+    the_plan = plan(Request(model=model, targets=targets, output=tmp_path / "out", dims={}))
+    folders = export(the_plan)
+    assert len(folders) == len(targets)
+    for folder, target in zip(folders, targets, strict=True):
+        manifest = open_bundle(folder).manifest
+        assert manifest.target.scheme == parse_target(target).scheme
+        assert manifest.drift.passed
+        result = CliRunner().invoke(main, ["check", str(folder)])
+        assert result.exit_code == 0, f"{target}: {result.output}"
