@@ -52,7 +52,7 @@ def find_class(name: str, *, source: str, config: Mapping[str, Any], trust_remot
             hint="Upgrade transformers, or give your own module as `module:factory`.",
         )
     if not trust_remote_code:
-        raise UsageError(f"'{name}' is code that comes with the model", hint="Read it, then pass --trust-remote-code.")
+        raise _untrusted(f"'{name}'")
     from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
     cls: type = get_class_from_dynamic_module(str(remote[0]), source)
@@ -79,8 +79,11 @@ def make_config(values: Mapping[str, Any], *, source: str = "", trust_remote_cod
     kind = values.get("model_type")
     if kind is None:
         raise UsageError("config.json has no model_type", hint="Save it with `save_pretrained`, which writes one.")
+    own = kind not in transformers.CONFIG_MAPPING and bool(values.get("auto_map"))
+    if own and not trust_remote_code:
+        raise _untrusted(f"model_type '{kind}'")
     try:
-        if kind not in transformers.CONFIG_MAPPING and values.get("auto_map") and trust_remote_code:
+        if own:
             return AutoConfig.from_pretrained(source, trust_remote_code=True)
         return transformers.CONFIG_MAPPING[kind].from_dict(dict(values))
     except Exception as error:
@@ -226,6 +229,10 @@ def _finite(model: PreTrainedModel) -> None:
                 f"weight '{name}' holds NaN or infinity",
                 hint="The checkpoint is damaged or was saved after training diverged.",
             )
+
+
+def _untrusted(what: str) -> UsageError:
+    return UsageError(f"{what} is code that comes with the model", hint="Read it, then pass --trust-remote-code.")
 
 
 def _some(names: list[str]) -> str:

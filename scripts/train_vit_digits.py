@@ -1,7 +1,7 @@
 """Train the built-in model `vit-digits` and write it into `model_zoo/data/vit-digits`.
 
-A small Vision Transformer on scikit-learn's 8 by 8 digits. The recipe (size, epochs, augmentation) was fixed by
-cross-validation inside the training split; the held-out split is looked at once, after the last step.
+A small Vision Transformer on scikit-learn's 8 by 8 digits. The recipe (augmentation, rate, epochs) was
+chosen on a fold of the training split; the held-out split is looked at once, after the last step.
 
     python scripts/train_vit_digits.py            # writes the model, prints its held-out accuracy
     python scripts/train_vit_digits.py --folds 4  # cross-validation inside the training split, writes nothing

@@ -252,7 +252,7 @@ def test_code_that_comes_with_the_model_runs_only_when_trusted(tmp_path: Path) -
         "hidden_size": 8,
     }
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError, match="'own' is code that comes with the model"):
         resolve(str(folder))
     spec = resolve(str(folder), trust_remote_code=True)
     inputs, found = outputs(spec, load(spec))
