@@ -10,6 +10,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import NameFixPass
 
 from exporters.fused_attention.node import attention_nodes
+from exporters.rotary import give_rotary_caches_a_batch
 from toolkit.errors import StageError
 from toolkit.types import ModelSpec
 
@@ -29,6 +30,7 @@ def canonicalise(model: ir.Model, spec: ModelSpec) -> int:
     _name_dimensions(model, spec)
     _strip_metadata(model)
     _name_weights(model)
+    give_rotary_caches_a_batch(model)
     model.graph.name = spec.name
     model.producer_name = "toolkit"
     return len(attention_nodes(model))

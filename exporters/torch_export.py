@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from exporters import UNFUSED
+from exporters import DEFAULT_OPSET, UNFUSED
 from exporters.canonical import canonicalise
 from exporters.contract import Fusion, check_contract, find_attention
 from exporters.fused_attention.function import attach_function
@@ -25,11 +25,7 @@ from toolkit.errors import StageError
 from toolkit.hashing import graph_sha256
 from toolkit.types import ExportedGraph, ModelSpec, Step, Tensors
 
-__all__ = ["DEFAULT_OPSET", "OPSETS", "export", "fused"]
-
-DEFAULT_OPSET = 23
-OPSETS = range(20, 26)
-"""20 is the first with Gelu; torch 2.13's exporter writes no newer than 25."""
+__all__ = ["export", "fused"]
 
 
 def export(

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
@@ -24,6 +25,8 @@ NAMES: dict[str, str] = {}
 
 _TASKS = {"ForImageClassification": "image-classification", "ForSequenceClassification": "text-classification"}
 _LATER = "Encoders and vision models are supported; decoders, seq2seq, speech and multi-modal models are to come."
+_SHAPES_ONLY = FakeTensorMode(allow_non_fake_inputs=True)
+"""Transformers' mask functions read a mask's values unless tensors are fake: the meta device alone is not enough."""
 _NO_CONFIGS: dict[str, dict[str, Any]] = {}
 
 
@@ -31,7 +34,7 @@ class Auto:
     """The class is `architectures[0]`; the outputs are the tensors that the class gives, by name."""
 
     def describe(self, request: ModelRequest) -> ModelSpec:
-        """The spec. The class is run without weights, on the meta device, to learn its outputs."""
+        """The spec. The class is run without weights, for shapes only, to learn its outputs."""
         config = _loading.request_config(request)
         architecture = _loading.architecture(request.config)
         cls = _loading.find_class(
@@ -103,7 +106,8 @@ def _text_spec(request: ModelRequest, cls: type, config: Any) -> ModelSpec:
         model = _skeleton(_base(config), config)
     else:
         task, model = _task(cls), _skeleton(cls, config)
-        ids = [torch.ones(rows, width, dtype=torch.long, device="meta") for rows, width in ((2, 16), (3, 24))]
+        with _SHAPES_ONLY:
+            ids = [torch.ones(rows, width, dtype=torch.long, device="meta") for rows, width in ((2, 16), (3, 24))]
         outputs = _outputs(model, "input_ids", ids, ("batch", "sequence"))
     return _text.text_spec(
         request,
@@ -119,7 +123,8 @@ def _text_spec(request: ModelRequest, cls: type, config: Any) -> ModelSpec:
 
 def _vision_spec(request: ModelRequest, cls: type, config: Any) -> ModelSpec:
     size, channels = _vision.input_size(request, config), int(getattr(config, "num_channels", 3))
-    pixels = [torch.ones(rows, channels, *size, device="meta") for rows in (2, 3)]
+    with _SHAPES_ONLY:
+        pixels = [torch.ones(rows, channels, *size, device="meta") for rows in (2, 3)]
     task = _task(cls)
     return _vision.vision_spec(
         request,
@@ -154,7 +159,7 @@ def _outputs(
 ) -> list[TensorSpec]:
     """Run two sizes of input: an output axis that follows one of the input's is named after it."""
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _SHAPES_ONLY:
             small, large = (dict(model(**{name: probe}).items()) for probe in probes)
     except Exception as error:
         raise UnsupportedError(

@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Self
 
-from exporters import UNFUSED
+from exporters import DEFAULT_OPSET, UNFUSED
 from runtimes import portable_session
 from toolkit import plugins
 from toolkit.atomic import publish
@@ -62,6 +62,7 @@ class Reference:
             self.golden_outputs,
             candidate,
             plan.spec,
+            inputs=self.golden,
             gate=gate,
             evaluation=self.evaluation,
             evaluation_reference=self.evaluation_outputs,
@@ -96,11 +97,14 @@ class Stages:
     def from_pytorch(self) -> tuple[Reference, ExportedGraph]:
         """Load the model, run it as the reference, export it, and let it go."""
         from exporters.reference import TorchSession
-        from exporters.torch_export import DEFAULT_OPSET, export
+        from exporters.torch_export import export
 
         spec, request = self.plan.spec, self.plan.request
         family = plugins.family(spec.family)
         with self.watch.stage("load") as row:
+            # Here, so that a bad calibration file costs nobody an export.
+            if any(_wants_calibration(target) for target in self.plan.targets):
+                self._calibrate()
             module = family.load(spec)
             row.said = f"{spec.architecture}, {spec.weights} weights from {spec.source}"
         with self.watch.stage("reference") as row:

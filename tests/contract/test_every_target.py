@@ -83,7 +83,7 @@ def model(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("model", subjects(), indirect=True)
+@pytest.mark.parametrize("model", list(subjects()), indirect=True)
 def test_every_target_of_a_family_exports_and_checks(model: str, tmp_path: Path) -> None:
     targets = [str(target) for target in all_targets()]
     the_plan = plan(Request(model=model, targets=targets, output=tmp_path / "out", dims={}))

@@ -27,6 +27,7 @@ def check(bundle: Bundle, session: Session) -> DriftReport:
         expected,
         observe(session, inputs),
         bundle.manifest.spec(),
+        inputs=inputs,
         gate=bundle.manifest.check_gate,
         evaluation=held_out,
         evaluation_reference=held_out_expected,

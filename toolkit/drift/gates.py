@@ -147,7 +147,10 @@ def _hint(key: str) -> str:
 def _advice(stage: StageDrift) -> str:
     if any(output.failure for output in stage.outputs) or (stage.task and stage.task.failure):
         return "The outputs cannot be compared, so no gate lets this pass. Look at the weights and this stage."
+    allow = f"allow more on purpose (--drift-gate; now {describe(stage.gate)})"
+    if stage.stage == "export":
+        return f"No precision was lowered yet: look at the model's own numerics, or {allow}."
     return (
         "Calibrate on inputs like yours (--calibration DIR), take a wider scheme (fp16), "
-        f"or allow more on purpose (--drift-gate; now {describe(stage.gate)})."
+        f"or {allow}."
     )

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from toolkit.drift import metrics
 from toolkit.drift.gates import judge
+from toolkit.drift.padding import at_attended
 from toolkit.drift.report import OutputDrift, StageDrift, TaskDrift
 from toolkit.errors import UsageError
 from toolkit.types import Evaluation, Gate, ModelSpec, Session, Tensors
@@ -29,6 +30,7 @@ def measure(
     candidate: Sequence[Tensors],
     spec: ModelSpec,
     *,
+    inputs: Sequence[Tensors] = (),
     gate: Gate | None = None,
     evaluation: Evaluation | None = None,
     evaluation_reference: Sequence[Tensors] = (),
@@ -37,11 +39,13 @@ def measure(
     """Compare every output of `spec` at its worst over all batches, and the task metric, under `gate`.
 
     `reference` and `candidate` are the outputs of the same batches, in order; the `evaluation_` pair
-    likewise, of `evaluation.batches`. What cannot be compared (missing, NaN, Inf, wrong shape) is a failure
-    in the answer.
+    likewise, of `evaluation.batches`. Given the `inputs` of the batches, padded positions do not count. What
+    cannot be compared (missing, NaN, Inf, wrong shape) is a failure in the answer.
     Raises UsageError when there is nothing to compare on or the numbers of batches differ.
     """
     _require_same_count(stage, reference, candidate)
+    if inputs:
+        reference, candidate = at_attended(reference, inputs, spec), at_attended(candidate, inputs, spec)
     outputs = tuple(_output(tensor.name, reference, candidate) for tensor in spec.outputs)
     task = None
     if evaluation is not None:
