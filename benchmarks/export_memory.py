@@ -3,10 +3,10 @@
     python benchmarks/export_memory.py FOLDER
 
 Two figures, each from processes of their own:
-- stage: the resident peak during the export stage, less what was resident once the libraries, the exporter (warmed on
-  a two-layer model) and the model itself were loaded;
-- line: the peak of the whole `toolkit export … --target ort-cpu-fp32`, less the peak of the same command for a
-  two-layer model of the same architecture.
+- stage: the resident peak of the export stage, less what was resident when it began (libraries and the memory-mapped
+  model); the exporter's own code, which loads lazily, counts;
+- line: the peak of the whole line to `ort-cpu-fp32` (reference, export, both verifications), less the peak of the same
+  for a two-layer model of the same architecture; the model itself counts, and so do mapped pages of files.
 Both are given as multiples of the size of the weights. Linux only (`/proc/self`).
 """
 
@@ -28,18 +28,14 @@ def resident(field):
     lines = pathlib.Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
-def run(folder):
-    spec = resolve(folder)
-    family = plugins.family(spec.family)
-    module, sample = family.load(spec), family.golden(spec)[0]
-    pathlib.Path("/proc/self/clear_refs").write_text("5")
-    before = resident("VmRSS")
-    with tempfile.TemporaryDirectory() as work:
-        export(module, spec, sample, pathlib.Path(work))
-    return resident("VmHWM") - before
-
-run(sys.argv[1])
-print(json.dumps(run(sys.argv[2])))
+spec = resolve(sys.argv[1])
+family = plugins.family(spec.family)
+module, sample = family.load(spec), family.golden(spec)[0]
+pathlib.Path("/proc/self/clear_refs").write_text("5")
+before = resident("VmRSS")
+with tempfile.TemporaryDirectory() as work:
+    export(module, spec, sample, pathlib.Path(work))
+print(json.dumps(resident("VmHWM") - before))
 """
 
 _LINE = """
@@ -71,7 +67,7 @@ def main(folder: str) -> None:
     weights = sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))
     with tempfile.TemporaryDirectory() as small:
         _python(_SMALL, folder, small)
-        stage = int(_python(_STAGE, small, folder))
+        stage = int(_python(_STAGE, folder))
         line = int(_python(_LINE, folder)) - int(_python(_LINE, small))
     print(
         json.dumps(

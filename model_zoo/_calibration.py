@@ -110,7 +110,9 @@ def _json_text(path: Path, number: int, line: str) -> str:
     try:
         value = json.loads(line)
     except ValueError as error:
-        raise UsageError(f"{path}, line {number}, is not JSON: {error}") from error
+        raise UsageError(
+            f"{path}, line {number}, is not JSON: {error}", hint='A line is {"text": "…"} or "…".'
+        ) from error
     text = value.get("text") if isinstance(value, dict) else value
     if not isinstance(text, str):
         raise UsageError(f"{path}, line {number}, has no text", hint='A line is {"text": "…"} or "…".')
@@ -124,7 +126,11 @@ def _read_arrays(source: Path, spec: ModelSpec) -> dict[str, NDArray[np.generic]
             _check_names(source, names, [item.name for item in spec.inputs])
             data = {item.name: file[item.name] for item in spec.inputs}
     except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-        raise _unreadable(source, error) from error
+        if not source.exists():
+            raise _unreadable(source, error) from error
+        raise UsageError(
+            f"{source} cannot be read as plain arrays", hint="Save it with numpy.savez, one array for each input."
+        ) from error
     for item in spec.inputs:
         _check_array(source, item, data[item.name], spec)
     return data
@@ -151,7 +157,7 @@ def _check_array(source: Path, item: TensorSpec, array: NDArray[np.generic], spe
         if not low <= size <= high:
             raise UsageError(
                 f"{source}: '{name}' has shape {list(array.shape)}, the model takes {wanted}",
-                hint=f"'{axis}' goes from {low} to {high}.",
+                hint=f"'{axis}' goes from {low} to {high}." if low < high else f"This axis has to be {low}.",
             )
 
 

@@ -10,6 +10,7 @@ from toolkit.types import Dim
 __all__ = ["BATCH", "merge", "sequence", "within"]
 
 BATCH = Dim(1, 8, 64)
+LARGEST = 2**31 - 1
 
 
 def sequence(longest: int) -> Dim:
@@ -42,6 +43,11 @@ def _check(name: str, dim: Dim, defaults: Mapping[str, Dim], limits: Mapping[str
     if not 1 <= dim.min <= dim.opt <= dim.max:
         raise UsageError(
             f"dimension {name}={dim.min}:{dim.opt}:{dim.max} must rise: 1 <= min <= opt <= max", hint=example
+        )
+    if dim.max > LARGEST:
+        raise UsageError(
+            f"dimension {name}={dim.min}:{dim.opt}:{dim.max} is beyond what any runtime counts",
+            hint=f"Give a maximum of {LARGEST} or less.",
         )
     if name in limits and dim.max > limits[name]:
         raise UsageError(

@@ -17,6 +17,7 @@ from transformers.utils import logging
 from model_zoo import _source
 from model_zoo._resolve import needs_no_files
 from toolkit.errors import StageError, UnsupportedError, UsageError
+from toolkit.plugins import nearest
 from toolkit.types import ModelRequest, ModelSpec
 
 __all__ = ["architecture", "asset_files", "find_class", "load", "make_config", "model_folder", "source_config"]
@@ -79,9 +80,15 @@ def make_config(values: Mapping[str, Any], *, source: str = "", trust_remote_cod
     kind = values.get("model_type")
     if kind is None:
         raise UsageError("config.json has no model_type", hint="Save it with `save_pretrained`, which writes one.")
-    own = kind not in transformers.CONFIG_MAPPING and bool(values.get("auto_map"))
+    known = kind in transformers.CONFIG_MAPPING
+    own = not known and bool(values.get("auto_map"))
     if own and not trust_remote_code:
         raise _untrusted(f"model_type '{kind}'")
+    if not known and not own:
+        raise UsageError(
+            f"transformers {transformers.__version__} has no model_type '{kind}'",
+            hint=f"{nearest(str(kind), transformers.CONFIG_MAPPING)}Upgrade transformers, or correct config.json.",
+        )
     try:
         if own:
             return AutoConfig.from_pretrained(source, trust_remote_code=True)
@@ -185,6 +192,7 @@ def _pretrained(
             dtype=torch.float32,
             attn_implementation="eager",
             use_safetensors=True,
+            ignore_mismatched_sizes=True,
             local_files_only=True,
             output_loading_info=True,
             trust_remote_code=spec.trust_remote_code,
@@ -202,6 +210,12 @@ def _pretrained(
 
 
 def _account(folder: Path, info: Mapping[str, Any], ignore: Collection[str]) -> None:
+    wrong = [f"{name} {list(stored)} for {list(wanted)}" for name, stored, wanted in sorted(info["mismatched_keys"])]
+    if wrong:
+        raise UsageError(
+            f"{folder} has {len(wrong)} weights of another shape than config.json says: {_some(wrong)}",
+            hint="Check that config.json and the weights belong together.",
+        )
     missing = sorted(key for key in info["missing_keys"] if not _BUFFERS.search(key))
     if missing:
         raise UsageError(

@@ -42,12 +42,16 @@ def resolve(
         "offline": offline,
         "trust_remote_code": trust_remote_code,
     }
-    if _FACTORY.fullmatch(model):
-        return _factory(model, options)
     names = short_names()
+    if not model.strip():
+        raise _unknown(model, names)
+    if _FACTORY.fullmatch(model):
+        _refuse_revision(model, revision)
+        return _factory(model, options)
     if model in names:
         return _short(model, *names[model], revision, options)
     if Path(model).expanduser().exists():
+        _refuse_revision(model, revision)
         return _folder(Path(model).expanduser().resolve(), options)
     if _HUB_ID.fullmatch(model):
         return _hub(model, model, revision, options)
@@ -79,6 +83,7 @@ def _factory(model: str, options: Mapping[str, Any]) -> ModelSpec:
 
 def _short(name: str, family: str, source: str, revision: str | None, options: Mapping[str, Any]) -> ModelSpec:
     if source.startswith(_BUILT_IN):
+        _refuse_revision(name, revision)
         return _built_in(name, family, source, options)
     if options["weights"] == "pretrained":
         return _hub(name, source, revision, options)
@@ -126,6 +131,13 @@ def _family_of(config: Mapping[str, Any]) -> str:
         if kind is not None and kind in family.literals.get("MODEL_TYPES", ()):
             return family.name
     return "auto"
+
+
+def _refuse_revision(model: str, revision: str | None) -> None:
+    if revision is not None:
+        raise UsageError(
+            f"'{model}' does not come from the Hub, so it has no revision '{revision}'", hint="Leave --revision out."
+        )
 
 
 def _safe(name: str) -> str:

@@ -63,7 +63,10 @@ def _unavailable(repository: str, revision: str | None, offline: bool, error: Ex
     """Tell apart: no such repository, no such revision, no access, no network."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-    instead = "Use a local folder, or `--weights random` with a short name (`toolkit list models`)."
+    instead = (
+        f"Give a local folder (there is no '{repository}' here), or a short name with `--weights random` "
+        "(`toolkit list models`)."
+    )
     if isinstance(error, GatedRepoError):
         return UsageError(f"'{repository}' is gated on the Hub", hint=f"Log in with `hf auth login`. {instead}")
     if isinstance(error, RevisionNotFoundError):

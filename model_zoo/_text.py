@@ -195,7 +195,7 @@ def evaluation(spec: ModelSpec, vocabulary: int) -> Evaluation | None:
     """Held-out passages for retrieval overlap, for encoders with an `embedding` and their own tokenizer."""
     if spec.task != "embedding" or tokenizer_folder(spec) is None:
         return None
-    return Evaluation("retrieval", tuple(batches_of(spec, _passages("evaluation"), vocabulary, 16)))
+    return Evaluation("retrieval", tuple(batches_of(spec, _passages("evaluation"), vocabulary, 4)))
 
 
 def batches_of(spec: ModelSpec, passages: Sequence[str], vocabulary: int, wanted: int) -> Iterator[Tensors]:

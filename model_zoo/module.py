@@ -121,7 +121,9 @@ def _make(source: str, seed: int) -> tuple[NamedOutputs, dict[str, torch.Tensor]
             model, example = pair
             example = example() if callable(example) else example
         except Exception as error:
-            raise StageError("resolve", f"{source}() raised {type(error).__name__}: {error}") from error
+            raise StageError(
+                "resolve", f"{source}() raised {type(error).__name__}: {error}", hint="It is called with no arguments."
+            ) from error
     if not isinstance(model, nn.Module):
         raise UsageError(f"{source}() returned a {type(model).__name__}, not an nn.Module", hint=_WANTED)
     return NamedOutputs(model).eval().float(), _checked(source, example)

@@ -57,7 +57,7 @@ class ViT:
         classifies = architecture == self.classifier.__name__
         if not classifies and architecture not in self._encoders():
             raise UnsupportedError(
-                f"{self.name} models with the head '{architecture}'",
+                f"a {self.name} model of class '{architecture}' is not supported",
                 hint=f"Supported: {self.classifier.__name__}, {', '.join(self._encoders())}.",
             )
         return _vision.vision_spec(

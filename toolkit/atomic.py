@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import re
@@ -12,15 +11,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from toolkit import disk
 from toolkit.errors import UsageError
 
-__all__ = ["publish"]
+__all__ = ["publish", "scratch"]
 
 Replace = Callable[[Path], bool] | bool
-
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-# Libraries in C++ or Rust report a full disk as text only.
-_FULL_WORDS = ("No space left on device", "Disk quota exceeded", "File too large")
 
 
 @contextmanager
@@ -49,11 +45,25 @@ def publish(target: Path, *, replace: Replace = False) -> Iterator[Path]:
             _refuse_foreign(target, replace)
             _put(work, target)
         except Exception as error:
-            if _is_full(error):
-                raise _disk_full(work, target) from error
+            if disk.is_full(error):
+                raise _disk_full(target) from error
             raise
         finally:
             shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
+def scratch(target: Path) -> Iterator[Path]:
+    """Yield an empty hidden folder beside `target`, for who holds `target` through `publish`; gone when the block ends.
+
+    Where the writer is killed, the next `publish` of `target` clears it.
+    """
+    work = _hidden(Path(os.path.realpath(target)), "tmp")
+    try:
+        work.mkdir()
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 @contextmanager
@@ -181,22 +191,11 @@ def _sync_one(path: Path) -> None:
         os.close(handle)
 
 
-def _is_full(error: BaseException | None) -> bool:
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in _FULL:
-            return True
-        if any(words in str(error) for words in _FULL_WORDS):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
-def _disk_full(work: Path, target: Path) -> UsageError:
-    written = sum(path.lstat().st_size for path in work.rglob("*") if not path.is_dir())
+def _disk_full(target: Path) -> UsageError:
     free = shutil.disk_usage(target.parent).free
     return UsageError(
         f"disk full: {target} could not be written",
-        hint=f"{_size(written)} were written before it stopped, with {_size(free)} free in {target.parent}. "
+        hint=f"There are {_size(free)} free in {target.parent} now; an export needs several times its model's size. "
         "Free up space, or choose --output on another disk.",
     )
 

@@ -6,7 +6,6 @@ Imports click and nothing heavy: `toolkit --help` reads the commands' docstrings
 from __future__ import annotations
 
 import ast
-import errno
 import importlib
 import importlib.util
 import json
@@ -25,13 +24,13 @@ from typing import Any
 import click
 
 import toolkit
+from toolkit import disk
 from toolkit.errors import MissingDependencyError, StageError, ToolkitError, UsageError
 
 __all__ = ["CommandFolder", "json_requested", "library_messages", "main"]
 
 INTERRUPTED = 130
 _JSON = "toolkit.json"
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 _LOGGERS = (
     "transformers",
     "torch",
@@ -179,7 +178,7 @@ def _unknown_command(name: str, known: list[str]) -> UsageError:
 
 def _known(error: Exception) -> ToolkitError | None:
     """The error as the design has it, or None for a bug of ours."""
-    if _disk_full(error):
+    if disk.is_full(error):
         return _full_disk(error) if not isinstance(error, ToolkitError) else _as_stage(error)
     if isinstance(error, ToolkitError):
         return error
@@ -191,22 +190,8 @@ def _known(error: Exception) -> ToolkitError | None:
     return None
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _disk_full(error: Exception) -> bool:
-    """Libraries written in C++ report a full disk in words only."""
-    return any(
-        (isinstance(link, OSError) and link.errno in _FULL) or "No space left on device" in str(link)
-        for link in _chain(error)
-    )
-
-
 def _full_disk(error: Exception) -> StageError:
-    files = [link.filename for link in _chain(error) if isinstance(link, OSError) and link.filename]
+    files = [link.filename for link in disk.chain(error) if isinstance(link, OSError) and link.filename]
     where = f" while writing {files[0]}" if files else ""
     return StageError(
         "write",

@@ -51,7 +51,7 @@ def read_npz(path: Path, specs: Sequence[TensorSpec]) -> dict[str, NDArray[Any]]
     except FileNotFoundError as error:
         raise UsageError(f"there is no {path}", hint=hint) from error
     except (OSError, ValueError, EOFError, KeyError, AttributeError, TypeError, zipfile.BadZipFile) as error:
-        raise UsageError(f"cannot read {path} as plain arrays: {error}", hint=hint) from error
+        raise UsageError(f"cannot read {path} as plain arrays", hint=hint) from error
     return arrays
 
 

@@ -7,10 +7,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from exporters import OPSETS
 from model_zoo import resolve
 from toolkit import plugins
 from toolkit.drift.gates import parse_gate
-from toolkit.errors import UnsupportedError
+from toolkit.errors import UnsupportedError, UsageError
 from toolkit.target import Target, parse_target
 from toolkit.types import Dim, Gate, ModelSpec
 
@@ -79,6 +80,7 @@ class Plan:
 def plan(request: Request) -> Plan:
     """Resolve the model and the targets and refuse what cannot work, before any weight is read."""
     targets = tuple(dict.fromkeys(parse_target(text) for text in request.targets))
+    _check_values(request)
     spec = resolve(
         request.model,
         revision=request.revision,
@@ -98,3 +100,18 @@ def plan(request: Request) -> Plan:
                 hint=f"{target.runtime} takes: {', '.join(kinds)}.",
             )
     return the_plan
+
+
+def _check_values(request: Request) -> None:
+    if request.opset is not None and request.opset not in OPSETS:
+        raise UsageError(
+            f"opset {request.opset} is not one that can be exported",
+            hint=f"Give --opset {OPSETS[0]} to {OPSETS[-1]}, or leave it out.",
+        )
+    if request.calibration_count < 1:
+        raise UsageError("calibration on no samples", hint="Give at least one: --calibration 64, a folder or a file.")
+    if request.calibration is not None and not request.calibration.exists():
+        raise UsageError(
+            f"there is no {request.calibration} to calibrate on",
+            hint="Give an existing folder or file, or a number of samples.",
+        )

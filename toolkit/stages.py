@@ -7,13 +7,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Self
 
 from exporters import DEFAULT_OPSET, UNFUSED
 from runtimes import portable_session
 from toolkit import plugins
-from toolkit.atomic import publish
+from toolkit.atomic import publish, scratch
 from toolkit.bundle.read import is_bundle
 from toolkit.drift.gates import raise_if_failed
 from toolkit.drift.measure import measure, observe
@@ -91,8 +90,8 @@ class Stages:
         """Reserve every bundle's place first, so that a second export into it is refused at once."""
         with ExitStack() as stack:
             places = {target: stack.enter_context(_Place(plan.folder(target))) for target in plan.targets}
-            work = stack.enter_context(TemporaryDirectory(prefix=".export-", dir=plan.request.output))
-            yield cls(plan, watch, Path(work), places)
+            work = stack.enter_context(scratch(plan.folder(plan.targets[0])))
+            yield cls(plan, watch, work, places)
 
     def from_pytorch(self) -> tuple[Reference, ExportedGraph]:
         """Load the model, run it as the reference, export it, and let it go."""

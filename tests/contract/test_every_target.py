@@ -28,8 +28,17 @@ SIZES: dict[str, Any] = {
     "image_size": 28,
     "patch_size": 14,
 }
-GENERIC = ("roberta", "electra", "deit", "dinov2_with_registers")
-"""Types without a file of their own: what `auto` is for."""
+GENERIC: dict[str, dict[str, Any]] = {
+    "roberta": {},
+    "modernbert": {
+        "local_attention": 16,
+        "global_attn_every_n_layers": 2,
+        **{f"{token}_token_id": index for index, token in enumerate(("pad", "bos", "eos", "cls", "sep"))},
+    },
+    "deit": {},
+    "dinov2_with_registers": {},
+}
+"""Types without a file of their own, which is what `auto` is for, and the sizes that are theirs alone."""
 
 OWN_MODULE = """
 import torch
@@ -77,7 +86,7 @@ def model(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     if request.param in {name for entry in listing("model_zoo").values() for name in entry.literals.get("NAMES", ())}:
         return str(request.param)
     torch.manual_seed(0)
-    config = AutoConfig.for_model(request.param, **SIZES)
+    config = AutoConfig.for_model(request.param, **SIZES, **GENERIC.get(request.param, {}))
     AutoModel.from_config(config).save_pretrained(tmp_path / "model")
     return str(tmp_path / "model")
 

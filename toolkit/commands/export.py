@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from toolkit.errors import UsageError
+
 if TYPE_CHECKING:
     from toolkit.bundle.read import Bundle
     from toolkit.types import Dim
@@ -39,19 +41,27 @@ class _DimRange(click.ParamType[Any]):
         return name, Dim(*(sizes if len(sizes) == 3 else sizes * 3))
 
 
+class _Folder(click.Path):
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """As click's, but an empty text, as of an unset shell variable, is not the current folder."""
+        if not str(value).strip():
+            self.fail("the name is empty; give a folder, or . for this one", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 @click.command(epilog=_EPILOG)
 @click.option("--model", required=True, help="Short name, Hub id, local Hugging Face folder, or module:factory.")
 @click.option("--target", "targets", required=True, multiple=True, help="<runtime>-<scheme>, as trt-int8; repeatable.")
 @click.option(
     "--output",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=_Folder(path_type=Path, file_okay=False),
     default=Path("bundles"),
     show_default=True,
     help="Folder for the bundles, each in <model>-<target>.",
 )
 @click.option("--revision", help="Branch, tag or commit of a Hub model.")
 @click.option("--weights", type=click.Choice(["pretrained", "random"]), default="pretrained", show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of random weights.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of random weights.")
 @click.option(
     "--calibration",
     metavar="DIR|FILE|N",
@@ -72,7 +82,7 @@ def command(dims: tuple[tuple[str, Dim], ...], as_json: bool, dry_run: bool, **o
     from toolkit.plan import Request, plan
     from toolkit.progress import Rows, Silent
 
-    request = Request(**_calibration(options), dims=dict(dims), command=_command_line())
+    request = Request(**_calibration(options), dims=_dims(dims), command=_command_line())
     the_plan = plan(request)
     if dry_run and as_json:
         console.emit_json(the_plan.as_json())
@@ -81,6 +91,13 @@ def command(dims: tuple[tuple[str, Dim], ...], as_json: bool, dry_run: bool, **o
     else:
         bundles = export(the_plan, Silent() if as_json else Rows(console.progress()))
         (_emit if as_json else _print)(bundles)
+
+
+def _dims(given: tuple[tuple[str, Dim], ...]) -> dict[str, Dim]:
+    names = [name for name, _ in given]
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise UsageError(f"--dim {twice[0]} is given {names.count(twice[0])} times", hint="Give each dimension once.")
+    return dict(given)
 
 
 def _calibration(options: dict[str, Any]) -> dict[str, Any]:

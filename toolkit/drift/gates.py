@@ -150,7 +150,4 @@ def _advice(stage: StageDrift) -> str:
     allow = f"allow more on purpose (--drift-gate; now {describe(stage.gate)})"
     if stage.stage == "export":
         return f"No precision was lowered yet: look at the model's own numerics, or {allow}."
-    return (
-        "Calibrate on inputs like yours (--calibration DIR), take a wider scheme (fp16), "
-        f"or {allow}."
-    )
+    return f"Calibrate on inputs like yours (--calibration DIR), take a wider scheme (fp16), or {allow}."
