@@ -30,11 +30,7 @@ SIZES: dict[str, Any] = {
 }
 GENERIC: dict[str, dict[str, Any]] = {
     "roberta": {},
-    "modernbert": {
-        "local_attention": 16,
-        "global_attn_every_n_layers": 2,
-        **{f"{token}_token_id": index for index, token in enumerate(("pad", "bos", "eos", "cls", "sep"))},
-    },
+    "electra": {},
     "deit": {},
     "dinov2_with_registers": {},
 }

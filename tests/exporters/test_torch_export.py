@@ -11,7 +11,16 @@ import onnx
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig, BertModel, MPNetConfig, MPNetModel, ViTConfig, ViTModel
+from transformers import (
+    BertConfig,
+    BertModel,
+    ModernBertConfig,
+    ModernBertModel,
+    MPNetConfig,
+    MPNetModel,
+    ViTConfig,
+    ViTModel,
+)
 
 from exporters import UNFUSED
 from exporters.reference import TorchSession
@@ -135,6 +144,22 @@ def test_the_module_is_given_back_as_it_was(tmp_path: Path) -> None:
     before = module.model.config._attn_implementation
     export(module, spec(TEXT), text(2, 8), tmp_path)
     assert module.model.config._attn_implementation == before
+
+
+def test_rotary_embeddings_and_local_windows_run_at_other_batches(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    tokens = {f"{name}_token_id": index for index, name in enumerate(("pad", "bos", "eos", "cls", "sep"))}
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    config = ModernBertConfig(
+        vocab_size=50, max_position_embeddings=64, local_attention=4, global_attn_every_n_layers=2, **sizes, **tokens
+    )
+    module = Hidden(ModernBertModel(config)).eval()
+    graph = export(module, spec(TEXT), text(2, 8), tmp_path)
+    assert counts(graph.path)["FusedAttention"] == 2
+    for batch in (text(1, 2, seed=2), text(3, 17, seed=1)):
+        attended = batch["attention_mask"].astype(bool)
+        expected, actual = TorchSession(module).run(batch), portable_session(graph.path).run(batch)
+        np.testing.assert_allclose(actual["embedding"][attended], expected["embedding"][attended], atol=1e-5)
 
 
 def test_plain_sdpa_becomes_the_same_node(tmp_path: Path) -> None:
