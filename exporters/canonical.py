@@ -11,6 +11,7 @@ from onnx_ir.passes.common import NameFixPass
 
 from exporters.fused_attention.node import attention_nodes
 from exporters.rotary import give_rotary_caches_a_batch
+from toolkit import __version__
 from toolkit.errors import StageError
 from toolkit.types import ModelSpec
 
@@ -32,7 +33,7 @@ def canonicalise(model: ir.Model, spec: ModelSpec) -> int:
     _name_weights(model)
     give_rotary_caches_a_batch(model)
     model.graph.name = spec.name
-    model.producer_name = "toolkit"
+    model.producer_name, model.producer_version = "toolkit", __version__
     return len(attention_nodes(model))
 
 
