@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,13 +11,22 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
-from onnx import ModelProto, helper
+from onnx import ModelProto, helper, numpy_helper
 
 from quantize.nodes import module_path
 from toolkit.errors import StageError, UsageError
 from toolkit.types import Calibration, Tensors
 
-__all__ = ["DEFAULT_PERCENTILE", "Histogram", "Range", "measure_ranges", "observe", "require"]
+__all__ = [
+    "DEFAULT_PERCENTILE",
+    "Channels",
+    "Histogram",
+    "Range",
+    "measure_channels",
+    "measure_ranges",
+    "observe",
+    "require",
+]
 
 DEFAULT_PERCENTILE = 99.999
 
@@ -41,6 +50,24 @@ class Range:
     def union(self, other: Range) -> Range:
         """The range that covers both."""
         return Range(min(self.min, other.min), max(self.max, other.max))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Channels:
+    """What the channels [K] of a tensor held: the largest magnitude [K], the sum of squares [K], and how many rows."""
+
+    absmax: NDArray[np.float64]
+    squares: NDArray[np.float64]
+    rows: int
+
+    @property
+    def mean_square(self) -> NDArray[np.float64]:
+        """The mean of the squares of each channel [K]."""
+        return self.squares / max(self.rows, 1)
+
+    def union(self, other: Channels) -> Channels:
+        """What both saw."""
+        return Channels(np.maximum(self.absmax, other.absmax), self.squares + other.squares, self.rows + other.rows)
 
 
 @dataclass(slots=True)
@@ -99,23 +126,53 @@ def require(calibration: Calibration | None, scheme: str) -> Calibration:
     return calibration
 
 
-def observe(model: ir.Model, values: Iterable[ir.Value], calibration: Calibration) -> dict[str, Histogram]:
+def observe(
+    model: ir.Model,
+    values: Iterable[ir.Value],
+    calibration: Calibration,
+    divisors: Mapping[str, NDArray[np.float32]] | None = None,
+) -> dict[str, Histogram]:
     """Run the calibration data through the fp32 graph and answer one histogram per named float32 value.
 
+    A value that `divisors` names is watched as it is after division by that vector [K], its last axis.
     One batch's worth of the watched tensors is held at a time. Weights are mapped from their own file.
     Raises StageError that names the tensor and its module where one holds NaN or Inf.
     """
     watched = {_name(value): value for value in values}
     state = {name: Histogram() for name in watched}
-    fed = [name for name, value in watched.items() if value.is_graph_input()]
-    computed = [name for name in watched if name not in fed]
-    for index, feed, taps in _run(model, lambda _: computed, calibration):
+    divided = {name: divisor for name, divisor in (divisors or {}).items() if name in watched}
+    tapped = {name: _tap("divided", name) if name in divided else name for name in watched}
+    fed = {name for name, value in watched.items() if value.is_graph_input() and name not in divided}
+    computed = [name for name in watched if name not in fed and name not in divided]
+    for index, feed, taps in _run(model, lambda proto: [*_add_divisions(proto, divided), *computed], calibration):
         for name, value in watched.items():
             try:
-                state[name].update(feed[name] if name in fed else taps.pop(name))
+                state[name].update(feed[name] if name in fed else taps.pop(tapped[name]))
             except ValueError as error:
                 raise _not_finite(value, str(error), index) from error
     return state
+
+
+def measure_channels(model: ir.Model, widths: Mapping[ir.Value, int], calibration: Calibration) -> dict[str, Channels]:
+    """What each channel of every named float32 value held, reduced inside the graph; `widths` says how many it has.
+
+    The channels are the last axis; a width of 1 takes the tensor as a whole. Two vectors [K] a tensor leave the
+    runtime. Raises StageError that names the tensor and its module where one holds NaN or Inf.
+    """
+    watched = {_name(value): (value, width) for value, width in widths.items()}
+    sizes = {name: width for name, (_, width) in watched.items()}
+    seen: dict[str, Channels] = {}
+    for index, _, taps in _run(model, lambda proto: _add_channel_reductions(proto, sizes), calibration):
+        for name, (value, width) in watched.items():
+            low, high, squares, size = (taps[_tap(kind, name)] for kind in ("min", "max", "squares", "size"))
+            # The sum is there for NaN, which the two extremes may drop.
+            if np.isnan(squares).any() or not (np.isfinite(low) & np.isfinite(high)).all():
+                raise _not_finite(value, "NaN" if np.isnan(squares).any() else "Inf", index)
+            found = Channels(
+                np.maximum(np.abs(low), np.abs(high)).astype(np.float64), squares.astype(np.float64), int(size) // width
+            )
+            seen[name] = seen[name].union(found) if name in seen else found
+    return seen
 
 
 def measure_ranges(model: ir.Model, values: Iterable[ir.Value], calibration: Calibration) -> dict[str, Range]:
@@ -214,6 +271,30 @@ def _add_reductions(proto: ModelProto, watched: Iterable[str]) -> list[str]:
             proto.graph.node.append(helper.make_node(op_type, [name], [tap], keepdims=0))
             taps.append(tap)
     return taps
+
+
+def _add_channel_reductions(proto: ModelProto, widths: Mapping[str, int]) -> list[str]:
+    axis = "quantize.first_axis"
+    proto.graph.initializer.append(numpy_helper.from_array(np.zeros(1, np.int64), axis))
+    taps: list[str] = []
+    for name, width in widths.items():
+        shape, rows = _tap("shape", name), _tap("rows", name)
+        proto.graph.initializer.append(numpy_helper.from_array(np.array([-1, width], np.int64), shape))
+        proto.graph.node.append(helper.make_node("Reshape", [name, shape], [rows]))
+        for kind, op_type in (("min", "ReduceMin"), ("max", "ReduceMax"), ("squares", "ReduceSumSquare")):
+            taps.append(_tap(kind, name))
+            proto.graph.node.append(helper.make_node(op_type, [rows, axis], taps[-1:], keepdims=0))
+        taps.append(_tap("size", name))
+        proto.graph.node.append(helper.make_node("Size", [name], taps[-1:]))
+    return taps
+
+
+def _add_divisions(proto: ModelProto, divisors: Mapping[str, NDArray[np.float32]]) -> list[str]:
+    for name, divisor in divisors.items():
+        constant = _tap("divisor", name)
+        proto.graph.initializer.append(numpy_helper.from_array(divisor, constant))
+        proto.graph.node.append(helper.make_node("Div", [name, constant], [_tap("divided", name)]))
+    return [_tap("divided", name) for name in divisors]
 
 
 def _tap(kind: str, name: str) -> str:

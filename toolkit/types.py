@@ -196,6 +196,8 @@ class QuantConfig:
     symmetric: bool = True
     calibration: Literal["none", "minmax", "percentile"] = "none"
     exclude: tuple[str, ...] = ()
+    smoothing: float | None = None
+    """SmoothQuant's alpha, 0 to 1: how much of the activations' outliers moves into the weights, or None."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,7 +96,7 @@ SCHEME = Fp16(
         weights="float16",
         activations="float16",
         gate=Gate(
-            min_sqnr_db=40.0, min_cosine=0.9995, max_accuracy_drop=0.5, min_top1_agreement=0.99, min_overlap_at_10=0.95
+            min_sqnr_db=50.0, min_cosine=0.9999, max_accuracy_drop=0.5, min_top1_agreement=0.99, min_overlap_at_10=0.98
         ),
         calibration="minmax",
     )

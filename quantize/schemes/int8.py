@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from quantize.arithmetic import symmetric_scale
-from quantize.calibration import DEFAULT_PERCENTILE, Histogram, observe, require
+from quantize.calibration import DEFAULT_PERCENTILE, Channels, measure_channels, observe, require
 from quantize.linears import Linear, add_initializer, excluded_step, find_linears, quantize_linears, split_excluded
 from quantize.nodes import lift_constants, new_node, unused_name
+from quantize.smoothing import choose_smoothing, find_groups, smooth
 from toolkit.types import Calibration, Gate, ModelSpec, QuantConfig, Step
 
 __all__ = ["SCHEME", "StaticInt8"]
@@ -24,7 +25,8 @@ class StaticInt8:
 
     Weights [K, N] have scales [N], a Conv's [M, C, kH, kW] have [M], activations have one scale [].
     Additions, normalisations, softmax, attention, biases and outputs stay fp32.
-    `percentile` is the share of each activation's magnitudes that the scale covers, in per cent.
+    Outlier channels are smoothed into the weights first, as `config.smoothing` says.
+    `percentile` is the share of each activation's magnitudes that the scale covers, in per cent, where it is used.
     """
 
     config: QuantConfig
@@ -34,16 +36,39 @@ class StaticInt8:
         """Rewrite the Linears in place. Raises UsageError without calibration, StageError on NaN or Inf."""
         given = require(calibration, "int8")
         lift_constants(model)
-        linears, excluded = split_excluded(find_linears(model.graph), self.config.exclude)
-        activations = dict.fromkeys(linear.activation for linear in linears)
-        seen = observe(model, activations, given) if activations else {}
-        bounds = {name: self._bound(histogram) for name, histogram in seen.items()}
-        steps = quantize_linears(model.graph, linears, lambda linear: _q_dq(model.graph, linear, bounds))
-        return [*steps, self._calibrated(given, len(bounds)), *excluded_step(excluded, self.config.exclude)]
+        linears, excluded = self._linears(model)
+        groups = find_groups(linears)
+        # A convolution's image has no channels to smooth and is measured as a whole.
+        widths = dict.fromkeys((linear.activation for linear in linears), 1)
+        widths.update((group.activation, group.width) for group in groups)
+        seen = measure_channels(model, widths, given) if widths else {}
+        alpha = self.config.smoothing
+        divisors = choose_smoothing(groups, seen, alpha) if alpha is not None else {}
+        bounds = self._bounds(model, list(widths), seen, divisors, given)
+        steps, renamed = smooth(model.graph, groups, divisors) if alpha is not None else ([], {})
+        bounds = {renamed.get(name, name): bound for name, bound in bounds.items()}
+        linears, _ = self._linears(model)
+        quantized = quantize_linears(model.graph, linears, lambda linear: _q_dq(model.graph, linear, bounds))
+        calibrated = self._calibrated(given, len(bounds))
+        return [*quantized, *steps, calibrated, *excluded_step(excluded, self.config.exclude)]
 
-    def _bound(self, histogram: Histogram) -> float:
-        method: Literal["none", "minmax", "percentile"] = self.config.calibration
-        return histogram.percentile(self.percentile) if method == "percentile" else histogram.absmax
+    def _linears(self, model: ir.Model) -> tuple[list[Linear], list[Linear]]:
+        return split_excluded(find_linears(model.graph), self.config.exclude)
+
+    def _bounds(
+        self,
+        model: ir.Model,
+        activations: list[ir.Value],
+        seen: Mapping[str, Channels],
+        divisors: Mapping[str, NDArray[np.float32]],
+        calibration: Calibration,
+    ) -> dict[str, float]:
+        """The magnitude of each smoothed activation that is to become 127."""
+        if self.config.calibration == "percentile" and activations:
+            histograms = observe(model, activations, calibration, divisors)
+            return {name: histogram.percentile(self.percentile) for name, histogram in histograms.items()}
+        # The largest magnitude after a division is known without looking at the data again.
+        return {name: float((held.absmax / divisors.get(name, 1)).max()) for name, held in seen.items()}
 
     def _calibrated(self, calibration: Calibration, count: int) -> Step:
         method = self.config.calibration
@@ -70,8 +95,9 @@ SCHEME = StaticInt8(
         weights="int8",
         activations="int8",
         gate=Gate(
-            min_sqnr_db=12.0, min_cosine=0.96, max_accuracy_drop=1.0, min_top1_agreement=0.98, min_overlap_at_10=0.8
+            min_sqnr_db=18.0, min_cosine=0.992, max_accuracy_drop=1.0, min_top1_agreement=0.98, min_overlap_at_10=0.9
         ),
-        calibration="percentile",
+        calibration="minmax",
+        smoothing=0.8,
     )
 )

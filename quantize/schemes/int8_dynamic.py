@@ -47,7 +47,7 @@ SCHEME = DynamicInt8(
         weights="int8",
         activations="uint8",
         gate=Gate(
-            min_sqnr_db=12.0, min_cosine=0.97, max_accuracy_drop=1.0, min_top1_agreement=0.98, min_overlap_at_10=0.8
+            min_sqnr_db=16.5, min_cosine=0.99, max_accuracy_drop=1.0, min_top1_agreement=0.98, min_overlap_at_10=0.87
         ),
     )
 )

@@ -38,7 +38,7 @@ def test_every_linear_and_the_patch_conv_read_int8(static):
     assert len(linears(model)) == 8
     for node in linears(model):
         assert [value.producer().op_type for value in node.inputs[:2]] == ["DequantizeLinear"] * 2
-    assert {step.what: step.count for step in steps} == {
+    assert {step.what: step.count for step in steps if "smoothed" not in step.what} == {
         "int8 Linears": 7,
         "int8 patch convolutions": 1,
         "quantized activations": 6,

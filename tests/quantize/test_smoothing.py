@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from fnmatch import fnmatch
 
 import numpy as np
 import onnx_ir as ir
@@ -57,8 +58,9 @@ def weight(model, name):
     return model.graph.initializers[name].const_value.numpy()
 
 
-def smoothed(model, data):
-    groups = find_groups(find_linears(model.graph))
+def smoothed(model, data, modules="*"):
+    linears = [linear for linear in find_linears(model.graph) if fnmatch(linear.module, modules)]
+    groups = find_groups(linears)
     seen = measure_channels(model, {group.activation: group.width for group in groups}, data)
     divisors = choose_smoothing(groups, seen, 0.8)
     return (*smooth(model.graph, groups, divisors), divisors)
@@ -77,7 +79,7 @@ def test_smoothing_changes_no_result_in_fp32(case):
     model, data = make(), tokens(loud=loud)
     feed = next(tokens(1, loud).batches())
     before = run(model, feed)["y"]
-    (step,), renamed, divisors = smoothed(model, data)
+    (step,), renamed, divisors = smoothed(model, data, "*out_proj" if case == "value" else "*")
     assert said in step.reason
     assert len(by_type(model, "Mul")) == len(renamed) == (case == "mul")
     assert all(divisor.max() / divisor.min() > 5 for divisor in divisors.values())
@@ -136,7 +138,7 @@ def test_fewer_value_heads_than_query_heads_take_a_mul():
     model, feed = model_of(build), next(tokens(1).batches())
     weight(model, "v.weight")[:, LOUD] *= 50
     before = run(model, feed)["y"]
-    smoothed(model, tokens())
+    smoothed(model, tokens(), "out")
     assert len(by_type(model, "Mul")) == 1
     assert sqnr(before, run(model, feed)["y"]) > 100
 
@@ -204,9 +206,24 @@ def test_smoothed_weights_stay_lazy_until_they_are_read():
     assert isinstance(model.graph.initializers["fc.weight"].const_value, ir.LazyTensor)
 
 
-@pytest.mark.parametrize(("bad", "word"), [(np.nan, "NaN"), (np.inf, "Inf")])
-def test_calibration_that_is_not_finite_names_the_module(bad, word):
+def test_calibration_that_is_not_a_number_names_the_module():
     model = vision_model()
-    weight(model, "block.fc1.weight")[0, 0] = bad
-    with pytest.raises(StageError, match=rf"block\.act.*{word}|{word}"):
+    weight(model, "block.fc1.weight")[0, 0] = np.nan
+    with pytest.raises(StageError, match=r"block\.gain.*NaN"):
         SCHEME.apply(model, SPEC, images(1))
+
+
+def test_calibration_that_overflows_names_the_module():
+    with pytest.raises(StageError, match=r"block\.gain.*Inf"):
+        SCHEME.apply(vision_model(gain=3e38), SPEC, images(1))
+
+
+def test_all_groups_of_a_block_together_change_no_result_in_fp32():
+    """The value projection is scaled on both sides: for its own input and for the output projection's."""
+    model, feed = vision_model(gain=30.0), dict(next(images(1, seed=9).batches()))
+    weight(model, "block.norm1.weight")[LOUD] = 50
+    weight(model, "block.attention.v_proj.weight")[:, 3] *= 50
+    before = run(model, feed)["logits"]
+    (step,), _, _ = smoothed(model, images(3))
+    assert step.reason.startswith("2 folded into normalisations, 1 into value projections, 2 by one Mul")
+    assert sqnr(before, run(model, feed)["logits"]) > 100
