@@ -39,9 +39,11 @@ def canonicalise(model: ir.Model, spec: ModelSpec) -> int:
 
 def module_path(node: ir.Node) -> str:
     """The path of the PyTorch module that the node came from, as `encoder.layer.0.attention.self`, or nothing."""
-    scopes = node.metadata_props.get(_SCOPES)
-    modules = ast.literal_eval(scopes) if scopes else []
-    return str(modules[-1]) if modules else ""
+    try:
+        scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
+    except (SyntaxError, ValueError):
+        scopes = []
+    return next((str(scope) for scope in reversed(scopes) if scope), "")
 
 
 def _name_dimensions(model: ir.Model, spec: ModelSpec) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -10,9 +9,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
-__all__ = ["constant", "lift_constants", "map_tensor", "module_path", "new_node", "unused_name"]
+from exporters import canonical
 
-_SCOPES = "pkg.torch.onnx.name_scopes"
+__all__ = ["constant", "lift_constants", "map_tensor", "module_path", "new_node", "unused_name"]
 
 _T = TypeVar("_T")
 
@@ -22,11 +21,7 @@ def module_path(node: ir.Node) -> str:
 
     Canonical graphs hold the scopes from the outermost module inwards.
     """
-    try:
-        scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
-    except (SyntaxError, ValueError):
-        scopes = []
-    return next((str(scope) for scope in reversed(scopes) if scope), node.name or node.op_type)
+    return canonical.module_path(node) or node.name or node.op_type
 
 
 def constant(value: ir.Value | None) -> ir.TensorProtocol | None:

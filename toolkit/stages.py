@@ -192,10 +192,14 @@ class Stages:
         return self.plan.folder(target)
 
     def _final_drift(self, reference: Reference, engine: Engine, target: Target) -> StageDrift:
+        from toolkit.bundle.write import engine_entry
+
         path, gate = engine.graph.path, self._gate(target.scheme)
         if engine.status != "executed":
             return reference.drift("lower", portable_session(path), self.plan, gate)
-        session = plugins.runtime(target.runtime).session(path.parent, _engine_entry(engine))
+        # What the manifest will hold, before there is one.
+        entry = {**engine_entry(engine).model_dump(mode="json"), "graph": path.name}
+        session = plugins.runtime(target.runtime).session(path.parent, entry)
         return reference.drift("engine", session, self.plan, gate)
 
     def _measure(self, stage: str, path: Path, reference: Reference, gate: Gate) -> StageDrift:
@@ -248,18 +252,6 @@ def _reference(session: Session, golden: tuple[Tensors, ...], evaluation: Evalua
         evaluation=evaluation,
         evaluation_outputs=tuple(observe(session, evaluation.batches)) if evaluation else (),
     )
-
-
-def _engine_entry(engine: Engine) -> dict[str, Any]:
-    """What the manifest will hold of the engine, for opening it before there is a manifest."""
-    return {
-        "graph": engine.graph.path.name,
-        "status": engine.status,
-        "builder": engine.builder,
-        "files": [path.as_posix() for path in engine.files],
-        "reason": engine.reason,
-        "details": dict(engine.details),
-    }
 
 
 def _wants_calibration(target: Target) -> bool:

@@ -34,7 +34,7 @@ from toolkit.hashing import data_path, file_sha256
 from toolkit.target import Target
 from toolkit.types import Calibration, Engine, Evaluation, Gate, ModelSpec, Tensors
 
-__all__ = ["ASSETS", "DRIFT", "Contents", "library_versions", "write_bundle"]
+__all__ = ["ASSETS", "DRIFT", "Contents", "engine_entry", "library_versions", "write_bundle"]
 
 ASSETS = "assets"
 DRIFT = "drift.json"
@@ -158,7 +158,7 @@ def _manifest(folder: Path, contents: Contents, command: str, gate: Gate, graph:
         inputs=spec.inputs,
         outputs=spec.outputs,
         graph=graph,
-        engine=_engine(contents.engine),
+        engine=engine_entry(contents.engine),
         steps=contents.engine.graph.steps,
         drift=DriftEntry(passed=report.passed, worst={stage.stage: stage.worst() for stage in report.stages}),
         gates={**{stage.stage: stage.gate for stage in report.stages}, CHECK: gate},
@@ -174,7 +174,8 @@ def _model(spec: ModelSpec) -> ModelEntry:
     return ModelEntry.model_validate({name: getattr(spec, name) for name in ModelEntry.model_fields})
 
 
-def _engine(engine: Engine) -> EngineEntry:
+def engine_entry(engine: Engine) -> EngineEntry:
+    """What the manifest holds of an engine."""
     return EngineEntry(
         status=engine.status,
         builder=engine.builder,
