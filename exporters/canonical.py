@@ -14,11 +14,11 @@ from exporters.rotary import give_rotary_caches_a_batch
 from toolkit import __version__
 from toolkit.errors import StageError
 from toolkit.types import ModelSpec
+from toolkit.weight_names import WRAPPERS, canonical_weight
 
 __all__ = ["canonicalise", "module_path"]
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
-_PREFIXES = ("module.", "model.")
 
 
 def canonicalise(model: ir.Model, spec: ModelSpec) -> int:
@@ -55,6 +55,9 @@ def _name_dimensions(model: ir.Model, spec: ModelSpec) -> None:
     for tensor_value in _all_values(model):
         if tensor_value.shape is not None:
             tensor_value.shape = _renamed(tensor_value.shape, names)
+    # The capture knows a present's length as a sum; its name is what the next step's inputs are called by.
+    for value, tensor in zip(model.graph.outputs, spec.outputs, strict=True):
+        value.shape = ir.Shape(list(tensor.shape))
 
 
 def _symbol(value: ir.Value, axis: int, name: str) -> str:
@@ -106,9 +109,8 @@ def _module_scopes(scopes: str) -> list[str]:
 
 
 def _shorten(scope: str) -> str:
-    for prefix in _PREFIXES:
-        scope = "" if scope == prefix[:-1] else scope.removeprefix(prefix)
-    return scope
+    """A module's path as `canonical_weight` has a weight's; the wrappers themselves have none."""
+    return canonical_weight(f"{scope}.").removesuffix(".")
 
 
 def _name_weights(model: ir.Model) -> None:
@@ -122,8 +124,8 @@ def _name_weights(model: ir.Model) -> None:
             path = module_path(user)
             if user.op_type in {"MatMul", "Gemm"} and path and f"{path}.weight" not in graph.initializers:
                 _rename_initializer(graph, value, f"{path}.weight")
-        elif name.startswith(_PREFIXES):
-            short = _shorten(name)
+        elif name.startswith(WRAPPERS):
+            short = canonical_weight(name)
             if short not in graph.initializers:
                 _rename_initializer(graph, value, short)
 

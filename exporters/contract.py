@@ -13,7 +13,7 @@ from toolkit.errors import StageError
 
 __all__ = ["Fusion", "check_contract", "find_attention"]
 
-_FUSED = ("toolkit.fused_attention.", "aten.scaled_dot_product_attention.")
+_FUSED = ("toolkit.fused_attention.", "toolkit.cached_attention.", "aten.scaled_dot_product_attention.")
 _SOFTMAX = ("aten.softmax.", "aten._softmax.", "aten._safe_softmax.", "aten.special_softmax.")
 _MATMUL = ("aten.matmul.", "aten.bmm.", "aten.baddbmm.", "aten.einsum.")
 _BARRIER = ("aten.linear.", "aten.layer_norm.", "aten.embedding.", "aten.conv", "aten.group_norm.")

@@ -12,9 +12,10 @@ import torch
 import transformers
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
 from transformers.utils import logging
 
-from model_zoo import _source
+from model_zoo import _gguf, _source
 from model_zoo._resolve import needs_no_files
 from toolkit.errors import StageError, UnsupportedError, UsageError
 from toolkit.plugins import nearest
@@ -26,7 +27,7 @@ _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "pytorch_model.bin.
 _BUFFERS = re.compile(r"(^|\.)position_ids$|num_batches_tracked$")
 _ASSETS = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt",
-    "preprocessor_config.json", "config.json",
+    "chat_template.jinja", "preprocessor_config.json", "generation_config.json", "config.json",
 )  # fmt: skip
 
 
@@ -104,12 +105,14 @@ def make_config(values: Mapping[str, Any], *, source: str = "", trust_remote_cod
 def load(cls: type, spec: ModelSpec, config: Any, *, ignore: Collection[str] = (), **arguments: Any) -> PreTrainedModel:
     """The model of class `cls` in eval mode, fp32, eager attention.
 
-    Random weights are seeded with `spec.seed`. Pretrained ones come from safetensors; `ignore` lists prefixes of
-    weights that the checkpoint may hold beyond what is used here. Raises UsageError for a missing or superfluous
-    weight, a NaN, a broken file or a pickle.
+    Random weights are seeded with `spec.seed`. Pretrained ones come from safetensors, or from a GGUF file tensor by
+    tensor; `ignore` lists prefixes of weights that the checkpoint may hold beyond what is used here. Raises UsageError
+    for a missing or superfluous weight, a NaN, a broken file or a pickle.
     """
     if spec.weights == "random":
         return _random(cls, spec.seed, config, arguments)
+    if _gguf.is_gguf(spec.source):
+        return _from_gguf(cls, Path(spec.source), config, ignore, arguments)
     folder = model_folder(spec, weights=True)
     if folder is None:
         raise StageError("resolve", f"no files for {spec.source}")
@@ -207,6 +210,20 @@ def _pretrained(
         logging.set_verbosity(before)
         logging.enable_progress_bar()
     return model.eval(), info
+
+
+def _from_gguf(
+    cls: Any, path: Path, config: Any, ignore: Collection[str], arguments: Mapping[str, Any]
+) -> PreTrainedModel:
+    """Parameters are allocated empty and decoded into, so that the weights are in memory once."""
+    config._attn_implementation = "eager"
+    with no_init_weights():
+        model: PreTrainedModel = cls(config, **arguments).float()
+    model.tie_weights()
+    info = _gguf.read_into(path, dict(model.named_parameters()), f"{model.base_model_prefix}.")
+    _account(path, info, ignore)
+    _finite(model)
+    return model.eval()
 
 
 def _account(folder: Path, info: Mapping[str, Any], ignore: Collection[str]) -> None:

@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 
 from toolkit.errors import MissingDependencyError, UnsupportedError, UsageError
 
-__all__ = ["image_size", "images", "longest", "open_image", "texts"]
+__all__ = ["image_size", "images", "longest", "open_image", "texts", "token_ids"]
 
 _HALF = (0.5, 0.5, 0.5)
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -122,6 +122,14 @@ def texts(
     if unknown:
         raise UsageError(f"a tokenizer gives no {', '.join(unknown)}", hint="Give the tensors as an .npz file instead.")
     return {name: np.array([getattr(item, columns[name]) for item in encodings], dtype=np.int64) for name in names}
+
+
+def token_ids(values: Sequence[str], assets: Path | None) -> list[list[int]]:
+    """Token ids of each text, without special tokens, truncation or padding. Raises UsageError without a tokenizer."""
+    tokenizer, _ = _tokenizer(assets)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return [encoding.ids for encoding in tokenizer.encode_batch(list(values), add_special_tokens=False)]
 
 
 def longest(settings: Mapping[str, Any], max_length: int | None) -> int | None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from model_zoo import _source
+from model_zoo import _gguf, _source
 from toolkit import plugins
 from toolkit.errors import UsageError
 from toolkit.types import Dim, ModelRequest, ModelSpec
@@ -29,10 +29,12 @@ def resolve(
     dims: Mapping[str, Dim] | None = None,
     offline: bool = False,
     trust_remote_code: bool = False,
+    last_logits: bool = False,
 ) -> ModelSpec:
-    """Find the model: `module:factory`, a short name, a local folder, or a Hub id; its family describes it.
+    """Find the model: `module:factory`, a short name, a folder, a `.gguf` file, or a Hub id; its family describes it.
 
-    Reads configuration files, never weights (a factory is called, since its module is all there is to read).
+    Reads configuration files, never weights (a factory is called, since its module is all there is to read). Where the
+    Hub cannot be reached, a short name stands for the model of that name that `scripts/fetch_models.py` brought.
     Raises UsageError for a model that is not there, UnsupportedError for one of a kind not yet taken.
     """
     options: dict[str, Any] = {
@@ -41,6 +43,7 @@ def resolve(
         "dims": dict(dims or {}),
         "offline": offline,
         "trust_remote_code": trust_remote_code,
+        "last_logits": last_logits,
     }
     names = short_names()
     if not model.strip():
@@ -52,7 +55,9 @@ def resolve(
         return _short(model, *names[model], revision, options)
     if Path(model).expanduser().exists():
         _refuse_revision(model, revision)
-        return _folder(Path(model).expanduser().resolve(), options)
+        return _local(Path(model).expanduser().resolve(), options)
+    if model.lower().endswith(".gguf"):
+        raise UsageError(f"there is no file '{model}'", hint="Give the path of a .gguf file on this machine.")
     if _HUB_ID.fullmatch(model):
         return _hub(model, model, revision, options)
     raise _unknown(model, names)
@@ -86,10 +91,20 @@ def _short(name: str, family: str, source: str, revision: str | None, options: M
         _refuse_revision(name, revision)
         return _built_in(name, family, source, options)
     if options["weights"] == "pretrained":
-        return _hub(name, source, revision, options)
+        return _hub_or_fetched(name, source, revision, options)
     config = plugins.find("model_zoo", family).literals["CONFIGS"][name]
     request = ModelRequest(name=name, source=source, config=config, revision=revision, **options)
     return plugins.family(family).describe(request)
+
+
+def _hub_or_fetched(name: str, source: str, revision: str | None, options: Mapping[str, Any]) -> ModelSpec:
+    try:
+        return _hub(name, source, revision, options)
+    except _source.UnreachableError:
+        fetched = _source.fetched(name) if revision is None else None
+        if fetched is None:
+            raise
+    return _local(fetched, options, name=name)
 
 
 def _built_in(name: str, family: str, source: str, options: Mapping[str, Any]) -> ModelSpec:
@@ -98,11 +113,20 @@ def _built_in(name: str, family: str, source: str, options: Mapping[str, Any]) -
     return plugins.family(family).describe(request)
 
 
-def _folder(folder: Path, options: Mapping[str, Any]) -> ModelSpec:
-    if not folder.is_dir():
-        raise UsageError(f"{folder} is a file; a model is a folder", hint="Give the folder with its config.json.")
-    config = _config(folder)
-    request = ModelRequest(name=_safe(folder.name), source=str(folder), config=config, **options)
+def _local(path: Path, options: Mapping[str, Any], *, name: str = "") -> ModelSpec:
+    """A folder or a GGUF file, called after itself where no name is given."""
+    gguf = _gguf.find(path)
+    if gguf is not None:
+        return _described(name or _gguf.model_name(gguf), gguf, _gguf.config_of(gguf), options)
+    if not path.is_dir():
+        raise UsageError(
+            f"{path} is a file; a model is a folder or a .gguf file", hint="Give the folder with its config.json."
+        )
+    return _described(name or path.name, path, _config(path), options)
+
+
+def _described(name: str, source: Path, config: Mapping[str, Any], options: Mapping[str, Any]) -> ModelSpec:
+    request = ModelRequest(name=_safe(name), source=str(source), config=config, **options)
     return plugins.family(_family_of(config)).describe(request)
 
 
@@ -145,7 +169,7 @@ def _safe(name: str) -> str:
 
 
 def _unknown(model: str, names: Mapping[str, object]) -> UsageError:
-    allowed = "Give a short name, a Hub id as org/name, a folder with config.json, or module:factory"
+    allowed = "Give a short name, a Hub id as org/name, a folder with config.json, a .gguf file, or module:factory"
     if model.startswith((".", "/", "~")) or "\\" in model:
         return UsageError(f"there is no folder '{model}'", hint=f"{allowed}.")
     return UsageError(

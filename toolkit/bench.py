@@ -12,41 +12,31 @@ the next contender.
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import IO, TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit import errors
-from toolkit.errors import StageError, ToolkitError, UsageError
+from toolkit.bench_process import Contender, Worker, load_average, physical_cores, start_worker
+from toolkit.errors import UsageError
 from toolkit.inputs import check_tensors
 
 if TYPE_CHECKING:
     from toolkit.types import Dim, Tensors, TensorSpec
 
-__all__ = ["BenchReport", "Contender", "Ratio", "Result", "Settings", "bench", "bench_bundle", "sized_inputs"]
+__all__ = [
+    "REST_SECONDS", "BenchReport", "Contender", "Ratio", "Result", "Settings", "bench", "bench_bundle", "label_of",
+    "sized_inputs", "turn_ratio",
+]  # fmt: skip
 
 REST_SECONDS = 0.06
 RUNS_PER_TURN = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Contender:
-    """Who runs: a bundle's engine, or (`torch`) the eager fp32 PyTorch model that it was made from."""
-
-    label: str
-    kind: Literal["bundle", "torch"]
-    folder: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +101,7 @@ def bench_bundle(folder: Path, vs: str | None, wanted: Mapping[str, int], settin
     from toolkit.bundle.read import golden, open_bundle
 
     bundle = open_bundle(folder)
-    contenders = [Contender(_label(bundle.folder), "bundle", folder)]
+    contenders = [Contender(label_of(bundle.folder), "bundle", folder)]
     sample = golden(bundle)[0][0]
     inputs, sizes = sized_inputs(bundle.manifest.inputs, bundle.manifest.dims, sample, wanted)
     if vs == "torch":
@@ -119,11 +109,12 @@ def bench_bundle(folder: Path, vs: str | None, wanted: Mapping[str, int], settin
     elif vs is not None:
         other = open_bundle(Path(vs))
         check_tensors(inputs, other.manifest.inputs, other.manifest.dims)
-        contenders.append(Contender(_label(other.folder), "bundle", other.folder))
+        contenders.append(Contender(label_of(other.folder), "bundle", other.folder))
     return bench(contenders, inputs, sizes, settings)
 
 
-def _label(folder: Path) -> str:
+def label_of(folder: Path) -> str:
+    """What a bundle is called in a table: its folder's name."""
     return folder.resolve().name
 
 
@@ -134,17 +125,20 @@ def bench(
 
     Raises what the contender's own process raised, and StageError where that process died.
     """
-    threads, load = settings.threads or _physical_cores(), _load()
+    threads, load = settings.threads or physical_cores(), load_average()
     with TemporaryDirectory(prefix="toolkit-bench-") as folder, ExitStack() as stack:
         np.savez(Path(folder) / "inputs.npz", **cast("Any", dict(inputs)))
+        outputs = [str(Path(folder) / f"outputs-{index}.npz") for index in range(len(contenders))]
+        jobs = [{"inputs": str(Path(folder) / "inputs.npz"), "outputs": path} for path in outputs]
+        pin = settings.threads is not None
         workers = [
-            stack.enter_context(_worker(contender, Path(folder), index, threads, pin=bool(settings.threads)))
-            for index, contender in enumerate(contenders)
+            stack.enter_context(start_worker(contender, job, Path(folder), index, threads, pin=pin))
+            for index, (contender, job) in enumerate(zip(contenders, jobs, strict=True))
         ]
         turns = _rounds(workers, settings)
         results = tuple(_result(worker, turn) for worker, turn in zip(workers, turns, strict=True))
-        cosine = _cosines(workers[0].outputs, workers[1].outputs) if len(workers) == 2 else None
-    ratio = _ratio(turns[1], turns[0]) if len(turns) == 2 else None
+        cosine = _cosines(*outputs) if len(outputs) == 2 else None
+    ratio = turn_ratio(turns[1], turns[0]) if len(turns) == 2 else None
     return BenchReport(dict(sizes), threads, len(turns[0]) * RUNS_PER_TURN, load, results, ratio, cosine)
 
 
@@ -182,109 +176,25 @@ def _resized(array: NDArray[Any], spec: TensorSpec, sizes: Mapping[str, int]) ->
     return np.ascontiguousarray(array)
 
 
-@dataclass(slots=True)
-class _Worker:
-    """The parent's end of a contender's process."""
-
-    contender: Contender
-    outputs: Path
-    errors: IO[str]
-    process: subprocess.Popen[str]
-    ran_on: str = ""
-
-    def ask(self, command: str) -> dict[str, Any]:
-        """Send a command and wait for its answer."""
-        try:
-            cast("IO[str]", self.process.stdin).write(f"{command}\n")
-            cast("IO[str]", self.process.stdin).flush()
-        except BrokenPipeError:
-            raise self._died() from None
-        return self.answer()
-
-    def answer(self) -> dict[str, Any]:
-        """The next answer; an error in it is raised here."""
-        line = cast("IO[str]", self.process.stdout).readline()
-        if not line:
-            raise self._died()
-        answer: dict[str, Any] = json.loads(line)
-        if "error" in answer:
-            raise _same_error(self.contender.label, answer)
-        return answer
-
-    def turn(self, runs: int) -> list[float]:
-        """Milliseconds of that many runs."""
-        return [1000 * seconds for seconds in self.ask(f"run {runs}")["seconds"]]
-
-    def _died(self) -> StageError:
-        code = self.process.wait()
-        self.errors.seek(0)
-        said = self.errors.read().strip().splitlines()[-1:]
-        return StageError("bench", f"{self.contender.label} stopped with exit code {code}: {' '.join(said)}")
+def _turn(worker: Worker, runs: int) -> list[float]:
+    """Milliseconds of that many runs."""
+    return [1000 * seconds for seconds in worker.ask(f"run {runs}")["seconds"]]
 
 
-@contextmanager
-def _worker(contender: Contender, folder: Path, index: int, threads: int, *, pin: bool) -> Iterator[_Worker]:
-    outputs = folder / f"outputs-{index}.npz"
-    job = {
-        "kind": contender.kind,
-        "folder": str(contender.folder.absolute()),
-        "inputs": str(folder / "inputs.npz"),
-        "outputs": str(outputs),
-        "threads": threads,
-        "pin": pin,
-    }
-    with (
-        (folder / f"errors-{index}.txt").open("w+", encoding="utf-8") as said,
-        _process(job, said) as process,
-    ):
-        worker = _Worker(contender, outputs, said, process)
-        worker.ran_on = worker.answer()["ran_on"]
-        yield worker
-
-
-@contextmanager
-def _process(job: Mapping[str, Any], said: IO[str]) -> Iterator[subprocess.Popen[str]]:
-    # A session of its own: Ctrl-C reaches the parent alone, which then ends its children.
-    process = subprocess.Popen(
-        [sys.executable, "-m", "toolkit.bench_worker", json.dumps(job)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=said,
-        text=True,
-        start_new_session=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            cast("IO[str]", pipe).close()
-
-
-def _same_error(label: str, answer: Mapping[str, Any]) -> ToolkitError:
-    message = f"{label}: {answer['message']}"
-    if answer["error"] == "StageError":
-        return StageError("bench", message, hint=answer["hint"])
-    kind: type[ToolkitError] = getattr(errors, answer["error"])
-    return kind(message, hint=answer["hint"])
-
-
-def _rounds(workers: Sequence[_Worker], settings: Settings) -> list[list[list[float]]]:
+def _rounds(workers: Sequence[Worker], settings: Settings) -> list[list[list[float]]]:
     """Milliseconds by contender, round and run."""
     for worker in workers:
-        worker.turn(settings.warmup)
+        _turn(worker, settings.warmup)
         time.sleep(REST_SECONDS)
     turns: list[list[list[float]]] = [[] for _ in workers]
     for _ in range(-(-settings.runs // RUNS_PER_TURN)):
         for worker, done in zip(workers, turns, strict=True):
-            done.append(worker.turn(RUNS_PER_TURN + 1)[1:])
+            done.append(_turn(worker, RUNS_PER_TURN + 1)[1:])
             time.sleep(REST_SECONDS)
     return turns
 
 
-def _result(worker: _Worker, turns: Sequence[Sequence[float]]) -> Result:
+def _result(worker: Worker, turns: Sequence[Sequence[float]]) -> Result:
     memory = worker.ask("memory")
     times = np.concatenate([np.asarray(turn) for turn in turns])
     return Result(
@@ -299,26 +209,16 @@ def _result(worker: _Worker, turns: Sequence[Sequence[float]]) -> Result:
     )
 
 
-def _ratio(slower: Sequence[Sequence[float]], faster: Sequence[Sequence[float]]) -> Ratio:
+def turn_ratio(slower: Sequence[Sequence[float]], faster: Sequence[Sequence[float]]) -> Ratio:
+    """How many times as long the first takes as the second, by the medians of the turns of each round."""
     ratios = [float(np.median(a) / np.median(b)) for a, b in zip(slower, faster, strict=True)]
     low, middle, high = np.quantile(ratios, [0.1, 0.5, 0.9])
     return Ratio(median=float(middle), p10=float(low), p90=float(high))
 
 
-def _cosines(first: Path, second: Path) -> dict[str, float]:
+def _cosines(first: str, second: str) -> dict[str, float]:
     from toolkit.drift.metrics import cosine, failure
 
     with np.load(first, allow_pickle=False) as left, np.load(second, allow_pickle=False) as right:
         shared = [name for name in left.files if name in right.files]
         return {name: cosine(right[name], left[name]) for name in shared if not failure(right[name], left[name])}
-
-
-def _load() -> float | None:
-    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-
-
-def _physical_cores() -> int:
-    import psutil
-
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(psutil.cpu_count(logical=False) or allowed, allowed))

@@ -1,7 +1,7 @@
 """One contender of a benchmark in a process of its own: `python -m toolkit.bench_worker JOB`.
 
-It speaks JSON lines: one when it has loaded, then the seconds of N runs for `run N`, and its peak for `memory`;
-a closed stdin ends it.
+It speaks JSON lines: one when it has loaded, then what N runs took for `run N`, its peak for `memory`, and bytes a
+second for `bandwidth`; a closed stdin ends it.
 """
 
 from __future__ import annotations
@@ -11,33 +11,87 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, Protocol, cast
 
 import numpy as np
 import psutil
 
 from toolkit import plugins
-from toolkit.bundle.read import open_bundle
+from toolkit.bundle.read import Bundle, open_bundle
 from toolkit.errors import ToolkitError, UnsupportedError, UsageError
-from toolkit.sessions import open_engine
-from toolkit.types import Session, Tensors
+from toolkit.generation.generate import Generation, generate
+from toolkit.sessions import open_decoder, open_engine
+from toolkit.types import Decoder, Session
 
-__all__ = ["main", "peak_rss", "pin"]
+__all__ = ["main", "peak_rss", "pin", "read_bandwidth"]
 
 _NOT_HERE = "Time it on a machine with its device, or time a bundle of an ort-cpu target."
+_BANDWIDTH_BYTES = 256 << 20
+
+
+class _Work(Protocol):
+    """What a contender does when told to run; `ready` is what it says once it has loaded."""
+
+    ready: dict[str, Any]
+
+    def run(self, times: int) -> dict[str, Any]: ...
+
+
+class _Batch:
+    """Runs a session on the same inputs; the first outputs are saved."""
+
+    def __init__(self, job: Mapping[str, Any], session: Session) -> None:
+        with np.load(job["inputs"], allow_pickle=False) as stored:
+            self._inputs = {name: stored[name] for name in stored.files}
+        self._session = session
+        np.savez(job["outputs"], **cast("Any", session.run(self._inputs)))
+        self.ready: dict[str, Any] = {"ran_on": session.ran_on}
+
+    def run(self, times: int) -> dict[str, Any]:
+        """Seconds of each run."""
+        return {"seconds": [self._timed() for _ in range(times)]}
+
+    def _timed(self) -> float:
+        start = time.perf_counter()
+        self._session.run(self._inputs)
+        return time.perf_counter() - start
+
+
+class _Text:
+    """Lets a language model continue the same tokens greedily; nothing ends it early. `facts` go into `ready`."""
+
+    def __init__(self, job: Mapping[str, Any], decoder: Decoder, **facts: int) -> None:
+        self._decoder = decoder
+        self._prompt = np.array(job["tokens"], np.int64)
+        self._settings = Generation(max_new_tokens=job["new_tokens"])
+        self.ready: dict[str, Any] = {"ran_on": decoder.ran_on, "tokens": self._generated()[0], **facts}
+
+    def run(self, times: int) -> dict[str, Any]:
+        """Seconds to the first token, and from each token to the next, of each run."""
+        return {"runs": [self._timed() for _ in range(times)]}
+
+    def _timed(self) -> dict[str, Any]:
+        start = time.perf_counter()
+        _, moments = self._generated()
+        return {"first": moments[0] - start, "next": np.diff(moments).tolist()}
+
+    def _generated(self) -> tuple[list[int], list[float]]:
+        tokens, moments = [], []
+        for event in generate(self._decoder, [self._prompt], self._settings):
+            tokens.append(event.token)
+            moments.append(time.perf_counter())
+        return tokens, moments
 
 
 def main(job: Mapping[str, Any], commands: IO[str], answers: IO[str]) -> None:
     """Load what the job names, then answer commands until there are no more."""
     try:
-        baseline, session = _load(job)
-        with np.load(job["inputs"], allow_pickle=False) as stored:
-            inputs = {name: stored[name] for name in stored.files}
-        np.savez(job["outputs"], **cast("Any", session.run(inputs)))
-        _answer(answers, {"ran_on": session.ran_on})
+        baseline, work = _load(job)
+        _answer(answers, work.ready)
         for line in commands:
-            _answer(answers, _obey(line.split(), session, inputs, baseline))
+            _answer(answers, _obey(line.split(), work, baseline, job["threads"]))
     except ToolkitError as error:
         _answer(answers, {"error": type(error).__name__, "message": str(error), "hint": error.hint})
     except Exception as error:
@@ -84,36 +138,60 @@ def _rank_in_core(cpu: int) -> int:
     return int(int(first) != cpu)
 
 
-def _load(job: Mapping[str, Any]) -> tuple[int, Session]:
-    """The resident bytes once the libraries are imported, and the session."""
+def read_bandwidth(threads: int, size: int = _BANDWIDTH_BYTES) -> float:
+    """Bytes a second at which that many threads read memory: numpy's maximum of float32, each thread its own part.
+
+    The parts are `size` bytes together, far beyond any cache; the best of seven passes counts.
+    """
+    parts = [np.ones(size // 4 // threads, np.float32) for _ in range(threads)]
+    with ThreadPoolExecutor(threads) as pool:
+        seconds = min(_pass(pool, parts) for _ in range(7))
+    return sum(part.nbytes for part in parts) / seconds
+
+
+def _pass(pool: ThreadPoolExecutor, parts: list[np.ndarray[Any, Any]]) -> float:
+    start = time.perf_counter()
+    list(pool.map(np.max, parts))
+    return time.perf_counter() - start
+
+
+def _load(job: Mapping[str, Any]) -> tuple[int, _Work]:
+    """The resident bytes once the libraries are imported, and what is to run."""
     if job["pin"]:
         pin(job["threads"])
     bundle = open_bundle(Path(job["folder"]))
-    spec = bundle.manifest.spec()
+    limit = len(job["tokens"]) + job["new_tokens"] if "tokens" in job else 0
     if job["kind"] == "torch":
-        import torch
-
-        from exporters.reference import TorchSession
-
-        torch.set_num_threads(job["threads"])
-        family = plugins.family(spec.family)
-        baseline = psutil.Process().memory_info().rss
-        return baseline, TorchSession(family.load(spec))
+        return _load_torch(job, bundle, limit)
     plugins.runtime(bundle.manifest.target.runtime)
     baseline = psutil.Process().memory_info().rss
-    return baseline, open_engine(bundle, otherwise=_NOT_HERE)
+    if not limit:
+        return baseline, _Batch(job, open_engine(bundle, otherwise=_NOT_HERE))
+    return baseline, _Text(job, open_decoder(bundle, limit=limit, rows=1, otherwise=_NOT_HERE))
 
 
-def _obey(command: list[str], session: Session, inputs: Tensors, baseline: int) -> dict[str, Any]:
+def _load_torch(job: Mapping[str, Any], bundle: Bundle, limit: int) -> tuple[int, _Work]:
+    import torch
+
+    from exporters.reference import TorchSession
+    from toolkit.generation.torch_decoder import TorchDecoder
+
+    torch.set_num_threads(job["threads"])
+    spec = bundle.manifest.spec()
+    family = plugins.family(spec.family)
+    baseline = psutil.Process().memory_info().rss
+    if not limit:
+        return baseline, _Batch(job, TorchSession(family.load(spec)))
+    decoder = TorchDecoder(family.load(spec), limit=limit)
+    return baseline, _Text(job, decoder, weights=decoder.weight_bytes)
+
+
+def _obey(command: list[str], work: _Work, baseline: int, threads: int) -> dict[str, Any]:
     if command[0] == "run":
-        return {"seconds": [_timed(session, inputs) for _ in range(int(command[1]))]}
+        return work.run(int(command[1]))
+    if command[0] == "bandwidth":
+        return {"bandwidth": read_bandwidth(threads)}
     return {"imported": baseline, "peak": peak_rss()}
-
-
-def _timed(session: Session, inputs: Tensors) -> float:
-    start = time.perf_counter()
-    session.run(inputs)
-    return time.perf_counter() - start
 
 
 def _answer(answers: IO[str], value: Mapping[str, Any]) -> None:

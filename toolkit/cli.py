@@ -50,7 +50,7 @@ _INSTALL = {
     **{
         name: name
         for name in (
-            "huggingface_hub", "numpy", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "platformdirs",
+            "huggingface_hub", "jinja2", "numpy", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "platformdirs",
             "psutil", "pydantic", "rich", "safetensors", "timm", "tokenizers", "torch", "transformers",
         )
     },

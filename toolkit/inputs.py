@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from toolkit.errors import UsageError
 from toolkit.types import Dim, ModelSpec, Tensors, TensorSpec
 
-__all__ = ["check_tensors", "read_inputs", "read_npz", "read_texts"]
+__all__ = ["check_tensors", "read_inputs", "read_npz", "read_text", "read_texts"]
 
 
 def read_inputs(
@@ -68,6 +68,13 @@ def read_texts(arguments: Sequence[str]) -> list[str]:
     if not texts:
         raise UsageError("there is no text", hint="Give a text, @file or - with one text a line.")
     return texts
+
+
+def read_text(argument: str) -> str:
+    """The argument as one text; `@file` and `-` (standard input) stand for all that they hold."""
+    if argument == "-":
+        return sys.stdin.read()
+    return _file(Path(argument[1:])) if argument.startswith("@") else argument
 
 
 def check_tensors(tensors: Tensors, specs: Sequence[TensorSpec], dims: Mapping[str, Dim]) -> None:
@@ -149,7 +156,7 @@ def _file(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read {path}: {error}", hint="Give a UTF-8 file, one text a line.") from error
+        raise UsageError(f"cannot read {path}: {error}", hint="Give a UTF-8 text file.") from error
 
 
 def _describe(specs: Sequence[TensorSpec]) -> str:

@@ -36,6 +36,7 @@ class Request:
     allow_unfused: bool = False
     offline: bool = False
     trust_remote_code: bool = False
+    last_logits: bool = False
     command: str = ""
 
 
@@ -89,7 +90,12 @@ def plan(request: Request) -> Plan:
         dims=request.dims,
         offline=request.offline,
         trust_remote_code=request.trust_remote_code,
+        last_logits=request.last_logits,
     )
+    if request.last_logits and spec.decoder is None:
+        raise UsageError(
+            f"--last-logits is for language models; {spec.name} is of kind '{spec.kind}'", hint="Leave it out."
+        )
     the_plan = Plan(request, spec, targets)
     the_plan.gate(Gate())
     for target in targets:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from toolkit import plugins
-from toolkit.errors import UnsupportedError
+from toolkit.errors import UnsupportedError, UsageError
 
 if TYPE_CHECKING:
     from toolkit.bundle.read import Bundle
-    from toolkit.types import Session
+    from toolkit.types import Decoder, DecoderSpec, Session
 
-__all__ = ["ON_CPU", "open_engine", "open_graph"]
+__all__ = ["ON_CPU", "context_of", "decoder_spec", "open_decoder", "open_engine", "open_graph"]
 
 ON_CPU = "With --on-cpu the very graph it was built from runs on ONNX Runtime's CPU provider."
 
@@ -22,11 +24,8 @@ def open_engine(bundle: Bundle, *, otherwise: str = ON_CPU) -> Session:
     Where it cannot run, raises UnsupportedError with the runtime's reason and with `otherwise` in the hint.
     """
     runtime, entry = bundle.manifest.target.runtime, bundle.manifest.engine_mapping()
-    try:
+    with _explained(bundle, otherwise):
         return plugins.runtime(runtime).session(bundle.folder, entry)
-    except UnsupportedError as error:
-        message = f"the {runtime} engine of {bundle.folder} cannot run here: {error}"
-        raise UnsupportedError(message, hint=" ".join(filter(None, [otherwise, error.hint]))) from error
 
 
 def open_graph(bundle: Bundle) -> Session:
@@ -34,3 +33,42 @@ def open_graph(bundle: Bundle) -> Session:
     from runtimes import portable_session
 
     return portable_session(bundle.path(bundle.manifest.graph))
+
+
+def open_decoder(bundle: Bundle, *, limit: int, rows: int, on_cpu: bool = False, otherwise: str = ON_CPU) -> Decoder:
+    """The language model on the bundle's runtime, with a cache for `rows` rows of `limit` positions.
+
+    With `on_cpu` the graph it was built from, on ONNX Runtime's CPU provider. Raises UsageError for a bundle of
+    another kind, and where it cannot run as `open_engine` does.
+    """
+    spec, entry = decoder_spec(bundle), bundle.manifest.engine_mapping()
+    runtime = "ort-cpu" if on_cpu else bundle.manifest.target.runtime
+    with _explained(bundle, otherwise):
+        return plugins.runtime(runtime).decoder(bundle.folder, entry, spec, limit=limit, rows=rows)
+
+
+def decoder_spec(bundle: Bundle) -> DecoderSpec:
+    """What generation needs to know of the model. Raises UsageError for a bundle of another kind."""
+    spec = bundle.manifest.spec()
+    if spec.decoder is None:
+        raise UsageError(
+            f"{bundle.folder} holds no language model, its kind is {spec.kind}",
+            hint="Give a bundle whose kind is decoder; `toolkit inspect BUNDLE` tells.",
+        )
+    return spec.decoder
+
+
+def context_of(bundle: Bundle) -> int:
+    """The most positions of a row: what the model was made for, or the bundle was exported for if that is less."""
+    exported = bundle.manifest.dims.get("total_sequence")
+    own = decoder_spec(bundle).context
+    return min(own, exported.max) if exported else own
+
+
+@contextmanager
+def _explained(bundle: Bundle, otherwise: str) -> Iterator[None]:
+    try:
+        yield
+    except UnsupportedError as error:
+        message = f"the {bundle.manifest.target.runtime} engine of {bundle.folder} cannot run here: {error}"
+        raise UnsupportedError(message, hint=" ".join(filter(None, [otherwise, error.hint]))) from error

@@ -10,13 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from exporters import DEFAULT_OPSET, UNFUSED
+from model_zoo import packed_weights
 from runtimes import portable_session
 from toolkit import plugins
 from toolkit.atomic import publish, scratch
 from toolkit.bundle.read import is_bundle
+from toolkit.continuation import with_continuations
 from toolkit.drift.gates import raise_if_failed
-from toolkit.drift.measure import measure, observe
+from toolkit.drift.measure import answers, measure, observe, task_output
 from toolkit.drift.report import DriftReport, StageDrift
+from toolkit.drift.table import task_words
+from toolkit.generation.session_decoder import SessionDecoder
+from toolkit.greedy import Greedy
 from toolkit.plan import Plan
 from toolkit.progress import Watch
 from toolkit.target import Target
@@ -24,11 +29,13 @@ from toolkit.target import Target
 if TYPE_CHECKING:
     from toolkit.types import (
         Calibration,
+        Decoder,
         Engine,
         Evaluation,
         ExportedGraph,
         Gate,
         LoweredGraph,
+        QuantConfig,
         QuantizedGraph,
         Session,
         Step,
@@ -47,26 +54,27 @@ class Reference:
     golden_outputs: tuple[Tensors, ...]
     evaluation: Evaluation | None
     evaluation_outputs: tuple[Tensors, ...]
+    greedy: Greedy | None = None
 
     def drift(self, stage: str, session: Session, plan: Plan, gate: Gate) -> StageDrift:
         """Run the session on the same inputs, close it, and say how far its outputs are."""
         batches = self.evaluation.batches if self.evaluation else ()
         try:
-            candidate, judged = observe(session, self.golden), observe(session, batches)
+            return measure(
+                stage,
+                session.ran_on,
+                self.golden_outputs,
+                observe(session, self.golden),
+                plan.spec,
+                inputs=self.golden,
+                gate=gate,
+                evaluation=self.evaluation,
+                evaluation_reference=self.evaluation_outputs,
+                # As they are read: the logits of a whole text need not be in memory.
+                evaluation_candidate=answers(session, batches, {task_output(plan.spec)}),
+            )
         finally:
             session.close()
-        return measure(
-            stage,
-            session.ran_on,
-            self.golden_outputs,
-            candidate,
-            plan.spec,
-            inputs=self.golden,
-            gate=gate,
-            evaluation=self.evaluation,
-            evaluation_reference=self.evaluation_outputs,
-            evaluation_candidate=judged,
-        )
 
 
 @dataclass(slots=True)
@@ -102,18 +110,18 @@ class Stages:
         family = plugins.family(spec.family)
         with self.watch.stage("load") as row:
             # Here, so that a bad calibration file costs nobody an export.
-            if any(_wants_calibration(target) for target in self.plan.targets):
+            if any(self._recipe(target).calibration != "none" for target in self.plan.targets):
                 self._calibrate()
             module = family.load(spec)
             row.said = f"{spec.architecture}, {spec.weights} weights from {spec.source}"
         with self.watch.stage("reference") as row:
-            reference = _reference(TorchSession(module), family.golden(spec), family.evaluation(spec))
+            reference = self._reference(TorchSession(module))
             row.said = reference.ran_on
         with self.watch.stage("export") as row:
             exported = export(
                 module,
                 spec,
-                reference.golden[0],
+                _sample(reference.golden),
                 self.work / "export",
                 opset=request.opset or DEFAULT_OPSET,
                 allow_unfused=request.allow_unfused,
@@ -131,8 +139,9 @@ class Stages:
         if target.scheme in self.quantized:
             return self.quantized[target.scheme]
         with self.watch.stage("quantize", target.scheme) as row:
-            calibration = self._calibrate() if _wants_calibration(target) else None
-            graph = quantize(exported, target.scheme, calibration, self.work / target.scheme)
+            calibration = self._calibrate() if self._recipe(target).calibration != "none" else None
+            packed = packed_weights(self.plan.spec)
+            graph = quantize(exported, target.scheme, calibration, self.work / target.scheme, packed=packed)
             unchanged = graph.path == exported.path
             name = f"quantize-{target.scheme}"
             drift = None if unchanged else self._measure(name, graph.path, reference, self._gate(target.scheme))
@@ -170,7 +179,7 @@ class Stages:
         """Put everything that ships into one folder, which appears whole or not at all."""
         from toolkit.bundle.write import Contents, write_bundle
 
-        place, scheme = self.places[target], plugins.scheme(target.scheme).config
+        place, recipe = self.places[target], self._recipe(target)
         with self.watch.stage("bundle", str(target)) as row:
             contents = Contents(
                 spec=self.plan.spec,
@@ -179,11 +188,11 @@ class Stages:
                 report=report,
                 golden=reference.golden,
                 golden_reference=reference.golden_outputs,
-                evaluation=reference.evaluation,
+                evaluation=reference.evaluation if reference.evaluation_outputs else None,
                 evaluation_reference=reference.evaluation_outputs,
                 assets=plugins.family(self.plan.spec.family).assets(self.plan.spec),
-                calibration=self.calibration if _wants_calibration(target) else None,
-                calibration_method=scheme.calibration,
+                calibration=self.calibration if recipe.calibration != "none" else None,
+                calibration_method=recipe.calibration,
                 allow_unfused=_unfused(engine),
             )
             write_bundle(place.folder, contents, command=self.plan.request.command)
@@ -194,13 +203,22 @@ class Stages:
     def _final_drift(self, reference: Reference, engine: Engine, target: Target) -> StageDrift:
         from toolkit.bundle.write import engine_entry
 
-        path, gate = engine.graph.path, self._gate(target.scheme)
-        if engine.status != "executed":
-            return reference.drift("lower", portable_session(path), self.plan, gate)
+        path, gate, spec = engine.graph.path, self._gate(target.scheme), self.plan.spec
+        executed = engine.status == "executed"
+        runtime = plugins.runtime(target.runtime)
         # What the manifest will hold, before there is one.
         entry = {**engine_entry(engine).model_dump(mode="json"), "graph": path.name}
-        session = plugins.runtime(target.runtime).session(path.parent, entry)
-        return reference.drift("engine", session, self.plan, gate)
+        session = runtime.session(path.parent, entry) if executed else portable_session(path)
+        drift = reference.drift("engine" if executed else "lower", session, self.plan, gate)
+        if reference.greedy is None or spec.decoder is None:
+            return drift
+        limit, rows = reference.greedy.positions, len(reference.greedy.prompts)
+        decoder: Decoder = (
+            runtime.decoder(path.parent, entry, spec.decoder, limit=limit, rows=rows)
+            if executed
+            else SessionDecoder(portable_session(path), spec.inputs, spec.decoder, limit=limit, rows=rows)
+        )
+        return drift.with_greedy(reference.greedy.compare(decoder))
 
     def _measure(self, stage: str, path: Path, reference: Reference, gate: Gate) -> StageDrift:
         drift = reference.drift(stage.partition("-")[0], portable_session(path), self.plan, gate)
@@ -208,8 +226,29 @@ class Stages:
         raise_if_failed(DriftReport.of(reference.ran_on, [drift]))
         return drift
 
+    def _reference(self, session: Session) -> Reference:
+        family, spec = plugins.family(self.plan.spec.family), self.plan.spec
+        golden, evaluation = family.golden(spec), family.evaluation(spec)
+        if spec.decoder is not None:
+            golden = with_continuations(session, golden)
+        # From the last position's logits alone there is no perplexity: the report says so, nothing is run or shipped.
+        batches = evaluation.batches if evaluation and not (spec.decoder and spec.decoder.last_logits) else ()
+        # A language model's logits of a whole text are larger than the model.
+        spill = self.work / "reference" if evaluation and evaluation.metric == "language" else None
+        return Reference(
+            ran_on=session.ran_on,
+            golden=golden,
+            golden_outputs=tuple(observe(session, golden)),
+            evaluation=evaluation,
+            evaluation_outputs=tuple(observe(session, batches, outputs={task_output(spec)}, spill=spill)),
+            greedy=Greedy.of(session, spec, golden) if spec.decoder else None,
+        )
+
+    def _recipe(self, target: Target) -> QuantConfig:
+        return plugins.scheme(target.scheme).recipe(self.plan.spec)
+
     def _gate(self, scheme: str) -> Gate:
-        return self.plan.gate(plugins.scheme(scheme).config.gate)
+        return self.plan.gate(plugins.scheme(scheme).recipe(self.plan.spec).gate)
 
     def _calibrate(self) -> Calibration:
         if self.calibration is None:
@@ -244,18 +283,10 @@ class _Abandoned(Exception):  # noqa: N818 - it never leaves this file
     """The line ended without filling this place."""
 
 
-def _reference(session: Session, golden: tuple[Tensors, ...], evaluation: Evaluation | None) -> Reference:
-    return Reference(
-        ran_on=session.ran_on,
-        golden=golden,
-        golden_outputs=tuple(observe(session, golden)),
-        evaluation=evaluation,
-        evaluation_outputs=tuple(observe(session, evaluation.batches)) if evaluation else (),
-    )
-
-
-def _wants_calibration(target: Target) -> bool:
-    return plugins.scheme(target.scheme).config.calibration != "none"
+def _sample(golden: tuple[Tensors, ...]) -> Tensors:
+    """torch.export takes a size of 0 or 1 for a constant: rather a batch where no size is, as one with a past."""
+    wide = (batch for batch in golden if all(min(tensor.shape, default=2) > 1 for tensor in batch.values()))
+    return next(wide, golden[0])
 
 
 def _unfused(engine: Engine) -> tuple[str, ...]:
@@ -273,6 +304,8 @@ def _short(drift: StageDrift) -> str:
     parts = [f"SQNR {worst.sqnr_db:.1f} dB" if worst.sqnr_db is not None else "not comparable"]
     if drift.task and drift.task.candidate_accuracy is not None:
         parts.append(f"accuracy {drift.task.candidate_accuracy:.1f}%")
+    if drift.task and drift.task.metric == "language":
+        parts.append(task_words(drift.task))
     if worst.overlap_at_10 is not None:
         parts.append(f"overlap@10 {worst.overlap_at_10:.3f}")
     return ", ".join(parts)

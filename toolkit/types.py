@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 __all__ = [
     "Calibration",
+    "Decoder",
+    "DecoderSpec",
     "Dim",
     "Engine",
     "EngineStatus",
@@ -25,6 +27,7 @@ __all__ = [
     "LoweredGraph",
     "ModelRequest",
     "ModelSpec",
+    "PackedWeight",
     "QuantConfig",
     "QuantizedGraph",
     "Readiness",
@@ -39,9 +42,9 @@ __all__ = [
 Tensors = Mapping[str, NDArray[Any]]
 """Input or output tensors by name."""
 
-Kind = Literal["encoder", "vision", "module"]
+Kind = Literal["encoder", "vision", "decoder", "module"]
 EngineStatus = Literal["executed", "built", "graph-only"]
-Granularity = Literal["per-tensor", "per-channel"]
+Granularity = Literal["per-tensor", "per-channel", "per-block"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +66,29 @@ class TensorSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class DecoderSpec:
+    """What generation needs to know of a causal language model.
+
+    `context` is the most positions the model was made for; `last_logits` says that the graph answers only the last
+    position's logits, [batch, 1, vocabulary]. Cache tensors are `past_key_values.N.key|value` and `present.N.key|value`
+    for N below `layers`, shaped [batch, key/value heads, positions, head size].
+    """
+
+    layers: int
+    vocabulary: int
+    context: int
+    eos: tuple[int, ...] = ()
+    bos: int | None = None
+    pad: int | None = None
+    last_logits: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSpec:
     """What `--model` resolved to. Reading it needs a configuration file, never weights.
 
     `source` is a Hub id, an absolute folder, or `module:factory`. `task` says what the outputs mean:
-    `embedding`, `features`, `image-classification`, `text-classification` or `raw`.
+    `embedding`, `features`, `image-classification`, `text-classification`, `text-generation` or `raw`.
     `dims` gives the range of every name used in the shapes of `inputs`.
     """
 
@@ -86,6 +107,8 @@ class ModelSpec:
     labels: tuple[str, ...] = ()
     offline: bool = False
     trust_remote_code: bool = False
+    decoder: DecoderSpec | None = None
+    """Set for the kind `decoder` only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +127,7 @@ class ModelRequest:
     dims: Mapping[str, Dim] = field(default_factory=dict)
     offline: bool = False
     trust_remote_code: bool = False
+    last_logits: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +202,8 @@ class Gate:
     max_relative_l2: float | None = None
     max_abs: float | None = None
     max_accuracy_drop: float | None = None
+    max_perplexity_ratio: float | None = None
+    max_kl: float | None = None
     min_top1_agreement: float | None = None
     min_overlap_at_10: float | None = None
 
@@ -194,10 +220,13 @@ class QuantConfig:
     gate: Gate
     granularity: Granularity = "per-channel"
     symmetric: bool = True
-    calibration: Literal["none", "minmax", "percentile"] = "none"
+    calibration: Literal["none", "minmax", "percentile", "hessian"] = "none"
     exclude: tuple[str, ...] = ()
     smoothing: float | None = None
     """SmoothQuant's alpha, 0 to 1: how much of the activations' outliers moves into the weights, or None."""
+    block_size: int | None = None
+    """How many weights along K share a scale, where the granularity is per-block."""
+    rounding: Literal["nearest", "gptq", "awq", "hqq"] = "nearest"
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,14 +243,31 @@ class Calibration:
 
 
 @dataclass(frozen=True, slots=True)
+class PackedWeight:
+    """A Linear or embedding weight [N, K] as a file packed it: w[n, k] = scale · codes + offset, by blocks along K.
+
+    `codes` reads them, uint8 [N, K] below 2**bits; `scale` and `offset` read float32 [N, K / block_size].
+    Each call reads from the file anew: nothing is held.
+    """
+
+    bits: Literal[4, 8]
+    block_size: int
+    shape: tuple[int, int]
+    codes: Callable[[], NDArray[np.uint8]]
+    scale: Callable[[], NDArray[np.float32]]
+    offset: Callable[[], NDArray[np.float32]]
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluation:
     """Held-out inputs that a task metric is computed on.
 
     `metric` is `accuracy` (needs `labels`, int64 [n], the class of each row over all batches) or `retrieval`
-    (neighbours of each row among all rows, compared with the reference's).
+    (neighbours of each row among all rows, compared with the reference's), or `language` (perplexity of the text in
+    `input_ids`, KL divergence and top-1 agreement of every position's `logits` with the reference's).
     """
 
-    metric: Literal["accuracy", "retrieval"]
+    metric: Literal["accuracy", "retrieval", "language"]
     batches: tuple[Tensors, ...]
     labels: NDArray[np.int64] | None = None
 
@@ -249,6 +295,39 @@ class Session(Protocol):
 
     def close(self) -> None:
         """Free what the session holds."""
+        ...
+
+
+class Decoder(Protocol):
+    """A language model with its cache, as generation drives it. Rows are right-padded; each has its own length.
+
+    `limit` is how many positions the cache holds, `rows` the most rows that it holds.
+    """
+
+    ran_on: str
+    limit: int
+    rows: int
+
+    def start(self, rows: int) -> None:
+        """Begin anew with an empty cache for so many rows."""
+        ...
+
+    def forward(
+        self, tokens: NDArray[np.int64], lengths: NDArray[np.int64], *, every: bool = False
+    ) -> NDArray[np.float32]:
+        """Append `tokens` [rows, S], of which row r's first `lengths[r]` are real (at least 1), and answer logits.
+
+        Answers [rows, vocabulary], after each row's last real token; with `every` all positions, [rows, S, vocabulary].
+        Raises UsageError where the cache would pass its limit, or for `every` on a graph with last logits only.
+        """
+        ...
+
+    def rewind(self, length: int) -> None:
+        """Forget all but the first `length` positions of every row; rows must be equally long."""
+        ...
+
+    def close(self) -> None:
+        """Free what is held."""
         ...
 
 
@@ -290,10 +369,21 @@ class Family(Protocol):
 class Scheme(Protocol):
     """A quantization recipe: one file in `quantize/schemes/`, exposing an instance as `SCHEME`."""
 
-    config: QuantConfig
+    def recipe(self, spec: ModelSpec) -> QuantConfig:
+        """How this model is quantized: a decoder's weights only, where an encoder's activations are too."""
+        ...
 
-    def apply(self, model: Any, spec: ModelSpec, calibration: Calibration | None) -> list[Step]:
-        """Rewrite the `onnx_ir.Model` in place and say what was done."""
+    def apply(
+        self,
+        model: Any,
+        spec: ModelSpec,
+        calibration: Calibration | None,
+        packed: Mapping[str, PackedWeight],
+    ) -> list[Step]:
+        """Rewrite the `onnx_ir.Model` in place and say what was done.
+
+        `packed` holds weights that the source had quantized already, by the name of their initializer.
+        """
         ...
 
 
@@ -317,4 +407,8 @@ class Runtime(Protocol):
 
     def session(self, folder: Path, engine: Mapping[str, Any]) -> Session:
         """Open what was built. `engine` is the manifest's engine entry; raises UnsupportedError with the reason."""
+        ...
+
+    def decoder(self, folder: Path, engine: Mapping[str, Any], spec: DecoderSpec, *, limit: int, rows: int) -> Decoder:
+        """Open a language model with a cache for `rows` rows of `limit` positions; raises as `session` does."""
         ...

@@ -11,13 +11,14 @@ import onnx_ir as ir
 
 from exporters.fused_attention.node import FusedAttention
 from exporters.fused_attention.schema import DOMAIN, OP_TYPE
+from toolkit.errors import UnsupportedError
 
 __all__ = ["Features", "build_function", "features_of"]
 
 Use = Literal["none", "some", "all"]
 MaskKind = Literal["none", "bool", "float"]
 
-_INPUTS = ("query", "key", "value", "attn_mask", "alibi_slopes")
+_INPUTS = ("query", "key", "value", "attn_mask", "alibi_slopes", "past_key", "past_value")
 _ATTRIBUTES = {
     "scale": ir.AttributeType.FLOAT,
     "is_causal": ir.AttributeType.INT,
@@ -42,11 +43,12 @@ class Features:
     causal: Use
     left: Use
     right: Use
+    cached: bool = False
 
     @property
     def inputs(self) -> int:
         """How many inputs every node has."""
-        return 5 if self.alibi else 4 if self.mask != "none" else 3
+        return 7 if self.cached else 5 if self.alibi else 4 if self.mask != "none" else 3
 
     @property
     def restricted(self) -> bool:
@@ -63,6 +65,12 @@ def features_of(nodes: Iterable[FusedAttention]) -> Features:
     """The union of what the nodes use."""
     nodes = list(nodes)
     masks = [node.attn_mask for node in nodes if node.attn_mask is not None]
+    cached = _use(node.cached for node in nodes)
+    if cached == "some":
+        raise UnsupportedError(
+            "some attention layers of the graph have a cache and others have none",
+            hint="Give every layer a past (of length 0 where it has none), or none of them.",
+        )
     return Features(
         mask=_mask_kind(masks),
         alibi=any(node.alibi_slopes is not None for node in nodes),
@@ -72,6 +80,7 @@ def features_of(nodes: Iterable[FusedAttention]) -> Features:
         causal=_use(node.is_causal for node in nodes),
         left=_use(node.left_window_size >= 0 for node in nodes),
         right=_use(node.right_window_size >= 0 for node in nodes),
+        cached=cached == "all",
     )
 
 
@@ -80,7 +89,7 @@ def build_function(features: Features, opset: int) -> ir.Function:
     body = _Body(features)
     graph = ir.Graph(
         body.inputs[: features.inputs],
-        [body.output()],
+        body.outputs(),
         nodes=body.tape.nodes,
         opset_imports={"": opset},
         name=OP_TYPE,
@@ -96,7 +105,15 @@ class _Body:
         self.features = features
         self.tape = ir.tape.Tape()
         self.inputs = [ir.Value(name=name) for name in _INPUTS]
-        self.query, self.key, self.value, self.mask, self.slopes = self.inputs
+        self.query, self.key, self.value, self.mask, self.slopes, self.past_key, self.past_value = self.inputs
+
+    def outputs(self) -> list[ir.Value]:
+        """The output, and with a cache the past joined with what is new."""
+        if not self.features.cached:
+            return [self.output()]
+        self.key = self._op("Concat", self.past_key, self.key, axis=2)
+        self.value = self._op("Concat", self.past_value, self.value, axis=2)
+        return [self.output(), self.key, self.value]
 
     def output(self) -> ir.Value:
         """softmax(scores) · value, with zeros where a query may attend nothing."""
@@ -150,8 +167,10 @@ class _Body:
         return self._op("Mul", self._op("Tanh", self._op("Div", scores, bound)), bound)
 
     def _distance(self) -> ir.Value:
-        """j - i for every query i and key j, int64 [Sq, Skv]."""
+        """j - i for every query i and key j, int64 [Sq, Skv]; queries come after the past."""
         rows = self._op("Unsqueeze", self._positions(self.query), self._ints([1]))
+        if self.features.cached:
+            rows = self._op("Add", rows, self._op("Shape", self.past_key, start=2, end=3))
         return self._op("Sub", self._positions(self.key), rows)
 
     def _positions(self, tensor: ir.Value) -> ir.Value:

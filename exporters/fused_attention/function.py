@@ -23,7 +23,8 @@ def attach_function(model: ir.Model) -> None:
     ONNX's reference evaluator ignores a function's overload, and several runtimes refuse an omitted input inside
     a body, so all nodes share one function and have the same inputs: a node without a mask, where others have one,
     gets the initializer `toolkit.no_mask`; without slopes `toolkit.no_slopes`. Boolean masks become float where
-    another node's mask is float. A graph whose nodes are alike gets neither. Raises UnsupportedError below opset 18.
+    another node's mask is float. A graph whose nodes are alike and have no cache gets neither.
+    Raises UnsupportedError below opset 18, and where some nodes have a cache and others have none.
     """
     nodes = attention_nodes(model)
     if not nodes:
@@ -61,6 +62,8 @@ def _give_inputs(graph: ir.Graph, node: ir.Node, attention: FusedAttention, feat
         inputs.append(_mask(graph, node, attention, features))
     if features.inputs > 4:
         inputs.append(attention.alibi_slopes or _neutral(graph, NO_SLOPES, np.zeros(1), _float_type(attention)))
+    if attention.past_key is not None and attention.past_value is not None:
+        inputs += [attention.past_key, attention.past_value]
     node.resize_inputs(len(inputs))
     for index, value in enumerate(inputs):
         node.replace_input_with(index, value)

@@ -39,6 +39,15 @@ class FusedAttention:
     left_window_size: int
     right_window_size: int
     output: ir.Value
+    past_key: ir.Value | None = None
+    past_value: ir.Value | None = None
+    present_key: ir.Value | None = None
+    present_value: ir.Value | None = None
+
+    @property
+    def cached(self) -> bool:
+        """Whether the node owns a cache: it takes a past and answers what the next step takes."""
+        return self.past_key is not None
 
 
 def is_attention(node: ir.Node) -> bool:
@@ -56,7 +65,13 @@ def read(node: ir.Node) -> FusedAttention:
             f"node '{node.name}' is {node.domain or 'ai.onnx'}::{node.op_type}, not {DOMAIN}::{OP_TYPE}",
             hint="Choose nodes with is_attention() or attention_nodes() first.",
         )
-    inputs = [*node.inputs, *[None] * (5 - len(node.inputs))]
+    inputs = [*node.inputs, *[None] * (7 - len(node.inputs))]
+    presents = [*node.outputs[1:], None, None]
+    if (inputs[5] is None) != (inputs[6] is None):
+        raise UsageError(
+            f"attention node '{node.name}' has a past key or a past value alone",
+            hint="past_key and past_value are given together, or neither.",
+        )
     query, key, value = (_required(node, index) for index in range(3))
     return FusedAttention(
         query,
@@ -70,6 +85,10 @@ def read(node: ir.Node) -> FusedAttention:
         _attribute(node, "left_window_size").as_int(),
         _attribute(node, "right_window_size").as_int(),
         node.outputs[0],
+        inputs[5],
+        inputs[6],
+        presents[0],
+        presents[1],
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from onnx.defs import OpSchema
 
-__all__ = ["DOMAIN", "OP_TYPE", "SCHEMA", "VERSION"]
+__all__ = ["DOMAIN", "OP_TYPE", "SCHEMA", "UNCACHED_SCHEMA", "VERSION"]
 
 DOMAIN = "toolkit"
 OP_TYPE = "FusedAttention"
@@ -18,10 +18,14 @@ Then the float mask is added, `alibi_slopes[h] · |i - j|` is subtracted, and ev
 boolean mask, `is_causal` or the window forbids is excluded. A softmax over the keys weighs the values.
 A query that may attend no key at all gives a row of zeros.
 
-Both i and j count from 0 at the first query and the first key (upper-left alignment), whatever the two lengths are.
+With a past, its keys and values come before the new ones; `present_key` and `present_value` are the two joined,
+and Skv counts both. Key j stands at position j, query i at position P + i, where P is the length of the past (0
+without one): upper-left alignment, whatever the lengths are. `i` above and below means the query's position.
+
 Query heads may be a multiple of key/value heads: query head h reads key/value head h // (Hq / Hkv).
 
-Symbols: B batch, Hq query heads, Hkv key/value heads, Sq queries, Skv keys, D and Dv head sizes.
+Symbols: B batch, Hq query heads, Hkv key/value heads, Sq queries, Sn new keys, P past keys, Skv = P + Sn keys in all,
+D and Dv head sizes.
 """
 
 _FLOATS = ["tensor(float)", "tensor(float16)", "tensor(bfloat16)", "tensor(double)"]
@@ -32,8 +36,8 @@ def _inputs() -> list[OpSchema.FormalParameter]:
     parameter = OpSchema.FormalParameter
     return [
         parameter("query", "T", "Queries, [B, Hq, Sq, D]."),
-        parameter("key", "T", "Keys, [B, Hkv, Skv, D]; Hq is a multiple of Hkv."),
-        parameter("value", "T", "Values, [B, Hkv, Skv, Dv]."),
+        parameter("key", "T", "New keys, [B, Hkv, Sn, D]; Hq is a multiple of Hkv."),
+        parameter("value", "T", "New values, [B, Hkv, Sn, Dv]."),
         parameter(
             "attn_mask",
             "U",
@@ -47,6 +51,17 @@ def _inputs() -> list[OpSchema.FormalParameter]:
             "One slope a query head, [Hq]: slope · |i - j| is subtracted from the scores after softcap.",
             param_option=_OPTIONAL,
         ),
+        parameter("past_key", "T", "Keys of earlier positions, [B, Hkv, P, D].", param_option=_OPTIONAL),
+        parameter("past_value", "T", "Values of earlier positions, [B, Hkv, P, Dv].", param_option=_OPTIONAL),
+    ]
+
+
+def _outputs() -> list[OpSchema.FormalParameter]:
+    parameter = OpSchema.FormalParameter
+    return [
+        parameter("output", "T", "Weighted values, [B, Hq, Sq, Dv]."),
+        parameter("present_key", "T", "Past and new keys, [B, Hkv, Skv, D].", param_option=_OPTIONAL),
+        parameter("present_value", "T", "Past and new values, [B, Hkv, Skv, Dv].", param_option=_OPTIONAL),
     ]
 
 
@@ -71,16 +86,22 @@ def _attributes() -> list[OpSchema.Attribute]:
     ]
 
 
-SCHEMA = OpSchema(
-    OP_TYPE,
-    DOMAIN,
-    VERSION,
-    _DOC,
-    inputs=_inputs(),
-    outputs=[OpSchema.FormalParameter("output", "T", "Weighted values, [B, Hq, Sq, Dv].")],
-    type_constraints=[
-        ("T", _FLOATS, "Floating-point tensors of one type."),
-        ("U", ["tensor(bool)", *_FLOATS], "A boolean mask, or a float mask of type T."),
-    ],
-    attributes=_attributes(),
-)
+def _schema(inputs: int, outputs: int) -> OpSchema:
+    return OpSchema(
+        OP_TYPE,
+        DOMAIN,
+        VERSION,
+        _DOC,
+        inputs=_inputs()[:inputs],
+        outputs=_outputs()[:outputs],
+        type_constraints=[
+            ("T", _FLOATS, "Floating-point tensors of one type."),
+            ("U", ["tensor(bool)", *_FLOATS], "A boolean mask, or a float mask of type T."),
+        ],
+        attributes=_attributes(),
+    )
+
+
+SCHEMA = _schema(inputs=7, outputs=3)
+UNCACHED_SCHEMA = _schema(inputs=5, outputs=1)
+"""The schema without past and present: torch.onnx gives a node as many outputs as its schema has."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-__all__ = ["fused_attention"]
+__all__ = ["cached_attention", "fused_attention"]
 
 
 def fused_attention(
@@ -37,6 +37,33 @@ def fused_attention(
     return output
 
 
+def cached_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    past_key: Tensor,
+    past_value: Tensor,
+    *,
+    attn_mask: Tensor | None = None,
+    alibi_slopes: Tensor | None = None,
+    scale: float | None = None,
+    is_causal: bool = True,
+    softcap: float = 0.0,
+    left_window_size: int = -1,
+    right_window_size: int = -1,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `fused_attention`, over the past [B, Hkv, P, D] and the new keys and values; query i stands at P + i.
+
+    Answers the output [B, Hq, Sq, Dv] and the joined keys and values [B, Hkv, P + Sn, ..], which are the next past.
+    """
+    factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    window = (left_window_size, right_window_size)
+    answer: tuple[Tensor, Tensor, Tensor] = _cached_attention(
+        query, key, value, past_key, past_value, attn_mask, alibi_slopes, factor, is_causal, softcap, *window
+    )
+    return answer
+
+
 @torch.library.custom_op("toolkit::fused_attention", mutates_args=())
 def _fused_attention(
     query: Tensor,
@@ -53,8 +80,47 @@ def _fused_attention(
     window = (left_window_size, right_window_size)
     if attn_mask is None and alibi_slopes is None and window == (-1, -1) and softcap == 0:
         return _by_token(_sdpa(query, key, value, scale=scale, mask=None, is_causal=is_causal))
-    allowed = _allowed(query, key, is_causal, window)
-    bias = _bias(query, key, attn_mask, alibi_slopes)
+    distance = _distance(query, key, 0)
+    return _attend(query, key, value, attn_mask, alibi_slopes, scale, is_causal, softcap, window, distance)
+
+
+@torch.library.custom_op("toolkit::cached_attention", mutates_args=())
+def _cached_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    past_key: Tensor,
+    past_value: Tensor,
+    attn_mask: Tensor | None,
+    alibi_slopes: Tensor | None,
+    scale: float,
+    is_causal: bool,
+    softcap: float,
+    left_window_size: int,
+    right_window_size: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    window = (left_window_size, right_window_size)
+    keys, values = torch.cat([past_key, key], dim=2), torch.cat([past_value, value], dim=2)
+    distance = _distance(query, keys, past_key.shape[2])
+    output = _attend(query, keys, values, attn_mask, alibi_slopes, scale, is_causal, softcap, window, distance)
+    return output, keys, values
+
+
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None,
+    alibi_slopes: Tensor | None,
+    scale: float,
+    is_causal: bool,
+    softcap: float,
+    window: tuple[int, int],
+    distance: Tensor,
+) -> Tensor:
+    """Attention with the rules by position, which need `distance`, key position less query position [Sq, Skv]."""
+    allowed = _allowed(distance, is_causal, window)
+    bias = _bias(query, distance, attn_mask, alibi_slopes)
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         allowed = attn_mask if allowed is None else attn_mask & allowed
     mask = _merged(allowed, bias)
@@ -80,6 +146,28 @@ def _(
 ) -> Tensor:
     batch, heads, queries, _ = query.shape
     return query.new_empty(batch, queries, heads, value.shape[3]).transpose(1, 2)
+
+
+@_cached_attention.register_fake
+def _(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    past_key: Tensor,
+    past_value: Tensor,
+    attn_mask: Tensor | None,
+    alibi_slopes: Tensor | None,
+    scale: float,
+    is_causal: bool,
+    softcap: float,
+    left_window_size: int,
+    right_window_size: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch, heads, queries, _ = query.shape
+    output = query.new_empty(batch, queries, heads, value.shape[3]).transpose(1, 2)
+    length = past_key.shape[2] + key.shape[2]
+    shape = (batch, key.shape[1], length)
+    return output, key.new_empty(*shape, key.shape[3]), value.new_empty(*shape, value.shape[3])
 
 
 def _by_token(output: Tensor) -> Tensor:
@@ -108,19 +196,18 @@ def _softcapped(
     return (weights.reshape(*groups, weights.shape[3]) @ value).view(batch, heads, queries, -1)
 
 
-def _distance(query: Tensor, key: Tensor) -> Tensor:
-    """j - i, [Sq, Skv]."""
-    rows = torch.arange(query.shape[2], device=query.device)
+def _distance(query: Tensor, key: Tensor, past: int) -> Tensor:
+    """j - i, [Sq, Skv]; queries come after the past."""
+    rows = torch.arange(query.shape[2], device=query.device) + past
     return torch.arange(key.shape[2], device=query.device) - rows[:, None]
 
 
-def _allowed(query: Tensor, key: Tensor, is_causal: bool, window: tuple[int, int]) -> Tensor | None:
+def _allowed(distance: Tensor, is_causal: bool, window: tuple[int, int]) -> Tensor | None:
     """What causality and the window allow, bool [Sq, Skv]."""
     left, right = window
     right = min(right, 0) if is_causal and right >= 0 else 0 if is_causal else right
     if left < 0 and right < 0:
         return None
-    distance = _distance(query, key)
     allowed = torch.ones_like(distance, dtype=torch.bool)
     if left >= 0:
         allowed &= distance >= -left
@@ -129,14 +216,14 @@ def _allowed(query: Tensor, key: Tensor, is_causal: bool, window: tuple[int, int
     return allowed
 
 
-def _bias(query: Tensor, key: Tensor, attn_mask: Tensor | None, slopes: Tensor | None) -> Tensor | None:
+def _bias(query: Tensor, distance: Tensor, attn_mask: Tensor | None, slopes: Tensor | None) -> Tensor | None:
     """What is added to the scores, in the query's type, broadcastable to [B, Hq, Sq, Skv]."""
     bias = None
     if attn_mask is not None and attn_mask.dtype != torch.bool:
         bias = attn_mask.to(query.dtype)
     if slopes is None:
         return bias
-    alibi = -slopes.to(query.dtype)[:, None, None] * _distance(query, key).abs()
+    alibi = -slopes.to(query.dtype)[:, None, None] * distance.abs()
     return alibi if bias is None else bias + alibi
 
 

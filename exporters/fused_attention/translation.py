@@ -11,12 +11,13 @@ from onnxscript import opset18
 from onnxscript.values import Op, Opset
 
 from exporters.fused_attention import torch_op  # noqa: F401  (defines torch.ops.toolkit.fused_attention)
-from exporters.fused_attention.schema import DOMAIN, OP_TYPE, SCHEMA, VERSION
+from exporters.fused_attention.schema import DOMAIN, OP_TYPE, SCHEMA, UNCACHED_SCHEMA, VERSION
 from toolkit.errors import UnsupportedError
 
 __all__ = ["TRANSLATIONS"]
 
-_NODE = Op(Opset(DOMAIN, VERSION), OP_TYPE, SCHEMA)
+_NODE = Op(Opset(DOMAIN, VERSION), OP_TYPE, UNCACHED_SCHEMA)
+_CACHED_NODE = Op(Opset(DOMAIN, VERSION), OP_TYPE, SCHEMA)
 
 
 def _from_toolkit(
@@ -30,19 +31,25 @@ def _from_toolkit(
     softcap: float,
     left_window_size: int,
     right_window_size: int,
+    *past: Any,
 ) -> Any:
-    return _NODE(
+    return (_CACHED_NODE if past else _NODE)(
         query,
         key,
         value,
         attn_mask,
         alibi_slopes,
+        *past,
         scale=float(scale),
         is_causal=int(is_causal),
         softcap=float(softcap),
         left_window_size=left_window_size,
         right_window_size=right_window_size,
     )
+
+
+def _with_cache(query: Any, key: Any, value: Any, past_key: Any, past_value: Any, *rest: Any) -> Any:
+    return _from_toolkit(query, key, value, *rest, past_key, past_value)
 
 
 def _from_sdpa(
@@ -72,6 +79,7 @@ def _from_sdpa(
 
 TRANSLATIONS: Mapping[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.toolkit.fused_attention.default: _from_toolkit,
+    torch.ops.toolkit.cached_attention.default: _with_cache,
     torch.ops.aten.scaled_dot_product_attention.default: _from_sdpa,
 }
 """For `torch.onnx.export(custom_translation_table=...)`. Attach the function body to the graph afterwards."""

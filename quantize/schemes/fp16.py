@@ -16,7 +16,7 @@ from quantize.half_cast import cast_graph
 from quantize.half_precision import Decision, decide, float_values
 from quantize.nodes import lift_constants, module_path
 from toolkit.errors import StageError
-from toolkit.types import Calibration, Gate, ModelSpec, QuantConfig, Step
+from toolkit.types import Calibration, Gate, ModelSpec, PackedWeight, QuantConfig, Step
 
 __all__ = ["SCHEME", "Fp16"]
 
@@ -33,7 +33,17 @@ class Fp16:
 
     config: QuantConfig
 
-    def apply(self, model: ir.Model, spec: ModelSpec, calibration: Calibration | None) -> list[Step]:
+    def recipe(self, spec: ModelSpec) -> QuantConfig:
+        """The same for every model."""
+        return self.config
+
+    def apply(
+        self,
+        model: ir.Model,
+        spec: ModelSpec,
+        calibration: Calibration | None,
+        packed: Mapping[str, PackedWeight],
+    ) -> list[Step]:
         """Rewrite the graph in place. Raises UsageError without calibration, StageError on NaN or an unknown dtype."""
         given = require(calibration, "fp16")
         lift_constants(model)

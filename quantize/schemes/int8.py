@@ -1,4 +1,4 @@
-"""Static int8: per-channel weights and calibrated per-tensor activations of Linears and the patch Conv, as Q/DQ."""
+"""Static int8: weights and calibrated activations of Linears and the patch Conv; of a decoder the weights only."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from quantize.calibration import DEFAULT_PERCENTILE, Channels, measure_channels,
 from quantize.linears import Linear, add_initializer, excluded_step, find_linears, quantize_linears, split_excluded
 from quantize.nodes import lift_constants, new_node, unused_name
 from quantize.smoothing import choose_smoothing, find_groups, smooth
-from toolkit.types import Calibration, Gate, ModelSpec, QuantConfig, Step
+from quantize.weight_only import quantize_weights
+from toolkit.types import Calibration, Gate, ModelSpec, PackedWeight, QuantConfig, Step
 
 __all__ = ["SCHEME", "StaticInt8"]
 
@@ -26,14 +27,31 @@ class StaticInt8:
     Weights [K, N] have scales [N], a Conv's [M, C, kH, kW] have [M], activations have one scale [].
     Additions, normalisations, softmax, attention, biases and outputs stay fp32.
     Outlier channels are smoothed into the weights first, as `config.smoothing` says.
+    `decoder` is the recipe for language models, whose activations per-tensor int8 would ruin.
     `percentile` is the share of each activation's magnitudes that the scale covers, in per cent, where it is used.
     """
 
     config: QuantConfig
+    decoder: QuantConfig
     percentile: float = DEFAULT_PERCENTILE
 
-    def apply(self, model: ir.Model, spec: ModelSpec, calibration: Calibration | None) -> list[Step]:
-        """Rewrite the Linears in place. Raises UsageError without calibration, StageError on NaN or Inf."""
+    def recipe(self, spec: ModelSpec) -> QuantConfig:
+        """A decoder's weights only, in blocks; activations are quantized for all other models."""
+        return self.decoder if spec.kind == "decoder" else self.config
+
+    def apply(
+        self,
+        model: ir.Model,
+        spec: ModelSpec,
+        calibration: Calibration | None,
+        packed: Mapping[str, PackedWeight],
+    ) -> list[Step]:
+        """Rewrite the Linears in place. Raises UsageError without calibration, StageError on NaN or Inf.
+
+        A decoder takes no calibration data, and `packed` weights as the file had them.
+        """
+        if spec.kind == "decoder":
+            return quantize_weights(model, spec, self.decoder, calibration, packed)
         given = require(calibration, "int8")
         lift_constants(model)
         linears, excluded = self._linears(model)
@@ -99,5 +117,12 @@ SCHEME = StaticInt8(
         ),
         calibration="minmax",
         smoothing=0.8,
-    )
+    ),
+    decoder=QuantConfig(
+        weights="int8",
+        activations=None,
+        gate=Gate(min_sqnr_db=20.0, min_cosine=0.99, max_kl=0.005),
+        granularity="per-block",
+        block_size=32,
+    ),
 )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from quantize.linears import Linear, excluded_step, find_linears, quantize_linears, split_excluded
 from quantize.nodes import lift_constants, new_node, unused_name
-from toolkit.types import Calibration, Gate, ModelSpec, QuantConfig, Step
+from toolkit.types import Calibration, Gate, ModelSpec, PackedWeight, QuantConfig, Step
 
 __all__ = ["SCHEME", "DynamicInt8"]
 
@@ -22,7 +23,17 @@ class DynamicInt8:
 
     config: QuantConfig
 
-    def apply(self, model: ir.Model, spec: ModelSpec, calibration: Calibration | None) -> list[Step]:
+    def recipe(self, spec: ModelSpec) -> QuantConfig:
+        """The same for every model."""
+        return self.config
+
+    def apply(
+        self,
+        model: ir.Model,
+        spec: ModelSpec,
+        calibration: Calibration | None,
+        packed: Mapping[str, PackedWeight],
+    ) -> list[Step]:
         """Rewrite the Linears in place. Raises StageError where a weight is not finite."""
         lift_constants(model)
         linears, excluded = split_excluded(find_linears(model.graph), self.config.exclude)

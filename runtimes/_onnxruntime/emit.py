@@ -18,6 +18,8 @@ class Emitter:
         self._graph = model.graph
         self._constants: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
         self._count = 0
+        self.aliases: dict[str, str] = {}
+        """Initializers that are other initializers in another shape, by name; files hold such bytes once."""
 
     def constant(self, array: NDArray[Any]) -> ir.Value:
         """An initializer of the main graph with these numbers."""
@@ -31,6 +33,15 @@ class Emitter:
         value = ir.Value(name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
         self._graph.register_initializer(value)
         return value
+
+    def alias(self, owner: ir.Value, shape: Sequence[int], name: str) -> ir.Value:
+        """An initializer with the bytes of `owner` in another shape."""
+        source = owner.const_value
+        if source is None or owner.name is None:
+            raise ValueError(f"{owner.name} is not a constant")
+        tensor = ir.LazyTensor(lambda: ir.tensor(source.numpy().reshape(shape)), source.dtype, ir.Shape(shape))
+        self.aliases[name] = owner.name
+        return self.initializer(tensor, name)
 
     def before(
         self,

@@ -16,6 +16,7 @@ from toolkit.types import Engine, LoweredGraph, ModelSpec, Tensors
 
 __all__ = ["BUILDER", "executed_engine", "files_of", "graph_file", "zero_inputs"]
 
+_PROMPT = 8
 BUILDER = f"onnxruntime {ort.__version__}"
 
 
@@ -46,12 +47,21 @@ def graph_file(folder: Path, engine: Mapping[str, Any]) -> Path:
 
 
 def zero_inputs(spec: ModelSpec) -> Tensors:
-    """Zeros for every input, each dynamic dimension at the size that engines are tuned for."""
+    """Zeros for every input, each dynamic dimension at the size that engines are tuned for.
+
+    A language model gets a short prompt of token 0, all of it real, and an empty cache.
+    """
     sizes = {name: dim.opt for name, dim in spec.dims.items()}
+    if spec.decoder is not None:
+        steps = min(sizes["sequence"], _PROMPT)
+        sizes |= {"sequence": steps, "past_sequence": 0, "total_sequence": steps}
     shapes = {
         tensor.name: [sizes[dim] if isinstance(dim, str) else dim for dim in tensor.shape] for tensor in spec.inputs
     }
-    return {tensor.name: np.zeros(shapes[tensor.name], tensor.dtype) for tensor in spec.inputs}
+    feeds = {tensor.name: np.zeros(shapes[tensor.name], tensor.dtype) for tensor in spec.inputs}
+    if spec.decoder is not None and "attention_mask" in feeds:
+        feeds["attention_mask"][:] = 1
+    return feeds
 
 
 def _paths(graph: LoweredGraph) -> tuple[Path, ...]:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime as ort
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import TensorProto, helper
 
-__all__ = ["int8_products_saturate"]
+__all__ = ["int8_products_saturate", "quantizes_activations"]
 
 _DEPTH = 64
+_ROUNDED = frozenset(
+    {"DynamicQuantizeLinear", "MatMulInteger", "MatMulIntegerToFloat", "QLinearMatMul", "QuantizeLinear"}
+)
 
 
 @cache
@@ -28,6 +33,19 @@ def int8_products_saturate() -> bool:
     rows = np.full((2, _DEPTH), 255, np.uint8)
     (product,) = session.run(None, {"a": rows})
     return bool((product != 255 * 127 * _DEPTH).any())
+
+
+def quantizes_activations(path: Path) -> bool:
+    """Whether the graph has integer products. One whose weights alone are integers must do without the option above:
+
+    ONNX Runtime 1.32 fails at load ("Attempt to replace the existing tensor") where two nodes read such a weight.
+    """
+    try:
+        graph = onnx.load(path, load_external_data=False).graph
+    except DecodeError:
+        # ONNX Runtime says it in its own words.
+        return False
+    return any(node.op_type in _ROUNDED for node in graph.node)
 
 
 def _probe() -> onnx.ModelProto:

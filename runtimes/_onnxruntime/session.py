@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from runtimes._onnxruntime.failures import as_stage_error
 from runtimes._onnxruntime.feeds import check_feeds, spec_of
-from runtimes._onnxruntime.saturation import int8_products_saturate
+from runtimes._onnxruntime.saturation import int8_products_saturate, quantizes_activations
 from toolkit.errors import StageError, UnsupportedError, UsageError
 from toolkit.types import Tensors
 
@@ -46,13 +46,17 @@ class OrtSession:
     ) -> None:
         _check_request(path, provider, threads)
         self._subject = path.name
+        options = _options(provider, threads)
+        if int8_products_saturate() and quantizes_activations(path):
+            options.add_session_config_entry("session.x64quantprecision", "1")
         chain = [(provider, dict(provider_options or {}))]
         with as_stage_error("session", f"cannot open {path}"):
-            self._session: Any = ort.InferenceSession(str(path), _options(provider, threads), providers=chain)
+            self._session: Any = ort.InferenceSession(str(path), options, providers=chain)
         self._session.disable_fallback()
         _refuse_other_provider(self._session, provider)
         self.inputs = tuple(spec_of(argument) for argument in self._session.get_inputs())
         self.outputs = tuple(spec_of(argument) for argument in self._session.get_outputs())
+        self.metadata: Mapping[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
         self.ran_on = f"onnxruntime {ort.__version__} {self._session.get_providers()[0]}"
 
     def run(self, inputs: Tensors) -> dict[str, NDArray[Any]]:
@@ -61,17 +65,31 @@ class OrtSession:
         Raises UsageError on a wrong name, dtype, rank or dimension, or when the session is closed;
         StageError where ONNX Runtime fails.
         """
-        if self._session is None:
-            raise UsageError(f"the session of {self._subject} is closed", hint="Open it again.")
+        self._require_open()
         feeds = check_feeds(inputs, self.inputs)
         names = [spec.name for spec in self.outputs]
         with as_stage_error("run", self._subject):
             outputs = self._session.run(names, feeds)
         return {name: np.asarray(output) for name, output in zip(names, outputs, strict=True)}
 
+    def binding(self) -> Any:
+        """An `onnxruntime.IOBinding` of this session, for callers that keep tensors where they are."""
+        self._require_open()
+        return self._session.io_binding()
+
+    def run_bound(self, binding: Any) -> None:
+        """Run on what is bound. Raises StageError where ONNX Runtime fails, UsageError when closed."""
+        self._require_open()
+        with as_stage_error("run", self._subject):
+            self._session.run_with_iobinding(binding)
+
     def close(self) -> None:
         """Free the graph, its weights and its threads."""
         self._session = None
+
+    def _require_open(self) -> None:
+        if self._session is None:
+            raise UsageError(f"the session of {self._subject} is closed", hint="Open it again.")
 
 
 def physical_cores() -> int:
@@ -99,8 +117,6 @@ def _options(provider: str, threads: int | None) -> ort.SessionOptions:
     options.intra_op_num_threads = threads or physical_cores()
     options.add_session_config_entry("session.intra_op.allow_spinning", "1")
     options.add_session_config_entry("session.record_ep_graph_assignment_info", str(int(provider != CPU)))
-    if int8_products_saturate():
-        options.add_session_config_entry("session.x64quantprecision", "1")
     return options
 
 

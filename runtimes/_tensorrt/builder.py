@@ -151,12 +151,12 @@ def _configure(parsed: _Parsed, job: Job, architecture: str) -> Any:
     if hasattr(config, "num_compute_capabilities"):
         config.num_compute_capabilities = 1
         config.set_compute_capability(_capability(parsed.trt, architecture), 0)
-    if job.profiles:
+    for shapes_of in filter(None, job.profiles):
         profile = parsed.builder.create_optimization_profile()
-        for name, shapes in job.profiles.items():
+        for name, shapes in shapes_of.items():
             profile.set_shape(name, *shapes)
         if config.add_optimization_profile(profile) < 0:
-            raise BuildFailedError(f"the shapes {dict(job.profiles)} do not fit the graph's inputs")
+            raise BuildFailedError(f"the shapes {dict(shapes_of)} do not fit the graph's inputs")
     return config
 
 

@@ -18,14 +18,15 @@ Profile = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 class Job:
     """Compile `graph` with the Python module `library`, one file `engine-<architecture>.plan` in `folder` each.
 
-    Architectures are `sm80`, `sm89` and so on; `profiles` has the shapes of every input with a dynamic dimension.
+    Architectures are `sm80`, `sm89` and so on. Each of `profiles` has the shapes of every input with a dynamic
+    dimension: a language model's engine has one for prefill and one for decoding.
     """
 
     library: str
     graph: str
     folder: str
     architectures: tuple[str, ...]
-    profiles: Mapping[str, Profile]
+    profiles: tuple[Mapping[str, Profile], ...]
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), sort_keys=True)
@@ -34,7 +35,9 @@ class Job:
     def from_json(cls, text: str) -> Job:
         plain: dict[str, Any] = json.loads(text)
         plain["architectures"] = tuple(plain["architectures"])
-        plain["profiles"] = {name: tuple(map(tuple, shapes)) for name, shapes in plain["profiles"].items()}
+        plain["profiles"] = tuple(
+            {name: tuple(map(tuple, shapes)) for name, shapes in profile.items()} for profile in plain["profiles"]
+        )
         return cls(**plain)
 
 

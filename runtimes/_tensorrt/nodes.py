@@ -8,9 +8,8 @@ from typing import Any
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-__all__ = ["Writer", "module_of", "origin", "same_dim", "static_dim"]
+__all__ = ["Writer", "origin", "same_dim", "static_dim"]
 
-_SCOPES = "pkg.torch.onnx.name_scopes"
 _VIEWS = frozenset({"Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Cast"})
 
 
@@ -84,10 +83,3 @@ def origin(value: ir.Value) -> ir.Value:
         value = node.inputs[0]
         node = value.producer()
     return value
-
-
-def module_of(node: ir.Node) -> str:
-    """The PyTorch module that the node came from, or nothing."""
-    scopes = node.metadata_props.get(_SCOPES, "")
-    parts = [part.strip(" '\"[]") for part in scopes.split(",")]
-    return next((part for part in reversed(parts[:-1]) if part), "")

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import onnx_ir as ir
 
-from runtimes._tensorrt.nodes import module_of, origin, same_dim, static_dim
+from exporters.canonical import module_path
+from runtimes._tensorrt.nodes import origin, same_dim, static_dim
 from toolkit.errors import UnsupportedError
 
 __all__ = ["check", "objections"]
@@ -57,7 +58,7 @@ def objections(model: ir.Model) -> Iterator[str]:
 
 def _where(node: ir.Node) -> str:
     kind = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
-    module = module_of(node)
+    module = module_path(node)
     return f"{kind} '{node.name}'" + (f" of {module}" if module else "")
 
 

@@ -15,7 +15,18 @@ from runtimes._tensorrt.job import BuiltEngine, Job, Profile
 from runtimes._tensorrt.lowering import lower_graph
 from runtimes._tensorrt.session import EngineSession
 from toolkit.errors import StageError, UnsupportedError
-from toolkit.types import Engine, LoweredGraph, ModelSpec, QuantizedGraph, Readiness, Session
+from toolkit.generation.session_decoder import SessionDecoder
+from toolkit.types import (
+    Decoder,
+    DecoderSpec,
+    Dim,
+    Engine,
+    LoweredGraph,
+    ModelSpec,
+    QuantizedGraph,
+    Readiness,
+    Session,
+)
 
 __all__ = ["ARCHITECTURES", "TensorRT", "profiles_of"]
 
@@ -26,6 +37,8 @@ Library = Literal["tensorrt", "tensorrt_rtx"]
 
 _RTX: Library = "tensorrt_rtx"
 _FIRST_VERSION = 11
+_CHUNK = 512
+"""The longest chunk of a prompt behind a past: what generation feeds at once."""
 _INSTALL_RTX = "pip install 'tensorrt-rtx-cu13>=1.7'"
 _INSTALL_TENSORRT = "pip install 'tensorrt-cu13>=11' --extra-index-url https://pypi.nvidia.com"
 _STAND_IN = (
@@ -86,6 +99,9 @@ class TensorRT:
         Raises UnsupportedError where there is no device or no file for it, MissingDependencyError without the
         library, StageError where the file does not load.
         """
+        return self._open(folder, engine)
+
+    def _open(self, folder: Path, engine: Mapping[str, Any]) -> EngineSession:
         found, why = devices()
         if not engine.get("files"):
             raise UnsupportedError(f"there is no {self._name} engine, only its graph: {engine.get('reason', '')}")
@@ -99,6 +115,11 @@ class TensorRT:
             )
         library = engine.get("details", {}).get("library", _RTX)
         return EngineSession(folder / names[found[0].architecture], library, found[0])
+
+    def decoder(self, folder: Path, engine: Mapping[str, Any], spec: DecoderSpec, *, limit: int, rows: int) -> Decoder:
+        """The engine with its cache fed back from each step to the next; raises as `session` does."""
+        session = self._open(folder, engine)
+        return SessionDecoder(session, session.inputs, spec, limit=limit, rows=rows)
 
     @cached_property
     def _builder(self) -> _Builder:
@@ -135,19 +156,49 @@ class TensorRT:
         return ""
 
 
-def profiles_of(spec: ModelSpec) -> dict[str, Profile]:
-    """The smallest, usual and largest shape of every input with a dynamic dimension.
+def profiles_of(spec: ModelSpec) -> tuple[dict[str, Profile], ...]:
+    """The smallest, usual and largest shape of every input with a dynamic dimension, once for each way of use.
 
+    A language model has three: prefill, with an empty cache; several tokens after a past, as chunks of a prompt and
+    speculative decoding have; and decoding, one token after a past, the only one with TensorRT's single-query kernel.
     Raises StageError for a dimension without a range.
     """
+    if spec.decoder is None:
+        return (_profile(spec, spec.dims),)
+    return tuple(_profile(spec, dims) for dims in _uses(spec.dims))
+
+
+def _uses(dims: Mapping[str, Dim]) -> tuple[dict[str, Dim], ...]:
+    sequence, total = dims["sequence"], dims["total_sequence"]
+    longest = min(sequence.max, total.max)
+    prompt = Dim(min(sequence.min, longest), min(sequence.opt, longest), longest)
+    most = max(1, min(sequence.max, _CHUNK, total.max // 2))
+    chunk = Dim(1, min(sequence.opt, most), most)
+    behind = total.max - most
+    long = Dim(1, min(max(total.opt - 1, 1), total.max - 1), total.max - 1)
+    uses = [
+        (prompt, Dim(0, 0, 0)),
+        (chunk, Dim(1, min(chunk.opt, behind), behind)),
+        (Dim(1, 1, 1), long),
+    ]
+    return tuple({**dims, **_lengths(new, past)} for new, past in uses if past.max or new is prompt)
+
+
+def _lengths(new: Dim, past: Dim) -> dict[str, Dim]:
+    """TensorRT checks the graph at each corner, so the whole must be the sum of its parts there."""
+    whole = Dim(new.min + past.min, new.opt + past.opt, new.max + past.max)
+    return {"sequence": new, "past_sequence": past, "total_sequence": whole}
+
+
+def _profile(spec: ModelSpec, dims: Mapping[str, Dim]) -> dict[str, Profile]:
     dynamic = [tensor for tensor in spec.inputs if any(isinstance(dim, str) for dim in tensor.shape)]
-    missing = {dim for tensor in dynamic for dim in tensor.shape if isinstance(dim, str) and dim not in spec.dims}
+    missing = {dim for tensor in dynamic for dim in tensor.shape if isinstance(dim, str) and dim not in dims}
     if missing:
         names = ", ".join(sorted(missing))
         raise StageError("build", f"no range for: {names}", hint="Give one as --dim batch=1:8:64.")
 
-    def shape(dims: tuple[int | str, ...], which: str) -> tuple[int, ...]:
-        return tuple(int(getattr(spec.dims[dim], which)) if isinstance(dim, str) else dim for dim in dims)
+    def shape(sizes: tuple[int | str, ...], which: str) -> tuple[int, ...]:
+        return tuple(int(getattr(dims[size], which)) if isinstance(size, str) else size for size in sizes)
 
     return {
         tensor.name: (shape(tensor.shape, "min"), shape(tensor.shape, "opt"), shape(tensor.shape, "max"))
@@ -178,7 +229,8 @@ def _architectures(library: Library) -> tuple[str, ...]:
 def _demand_int8(graph: LoweredGraph, built: list[BuiltEngine]) -> None:
     """A graph of int8 Linears whose engine computes none of them in int8 is a failure nobody would notice."""
     empty = [engine.architecture for engine in built if engine.int8_products == 0]
-    if graph.scheme == "int8" and empty:
+    # A language model is int8 in its weights only: its products run in half precision.
+    if graph.scheme == "int8" and graph.spec.decoder is None and empty:
         raise StageError(
             "build",
             f"no matrix product runs in int8 on {', '.join(empty)}",
@@ -186,9 +238,11 @@ def _demand_int8(graph: LoweredGraph, built: list[BuiltEngine]) -> None:
         )
 
 
-def _trtexec(path: Path, profiles: Mapping[str, Profile]) -> str:
+def _trtexec(path: Path, profiles: tuple[Mapping[str, Profile], ...]) -> str:
     parts = [f"trtexec --onnx={path.name} --saveEngine=engine.plan"]
-    for index, flag in enumerate(("minShapes", "optShapes", "maxShapes")):
-        shapes = ",".join(f"{name}:{'x'.join(map(str, profile[index]))}" for name, profile in profiles.items())
-        parts += [f"--{flag}={shapes}"] if shapes else []
+    for number, shapes_of in enumerate(profiles):
+        parts += [f"--profile={number}"] if len(profiles) > 1 else []
+        for index, flag in enumerate(("minShapes", "optShapes", "maxShapes")):
+            shapes = ",".join(f"{name}:{'x'.join(map(str, profile[index]))}" for name, profile in shapes_of.items())
+            parts += [f"--{flag}={shapes}"] if shapes else []
     return " ".join(parts)

@@ -34,6 +34,7 @@ class EngineSession:
             raise StageError("session", f"{library} {self._trt.__version__} does not load {path}", hint=_REBUILD)
         self._context = self._engine.create_execution_context()
         self._stream = self._cuda.call("cudaStreamCreate")
+        self._profile = 0
         self.inputs = tuple(self._spec(name) for name in self._names("INPUT"))
         self.outputs = tuple(self._spec(name) for name in self._names("OUTPUT"))
         self.ran_on = f"{library} {self._trt.__version__} {device.name}"
@@ -46,6 +47,7 @@ class EngineSession:
         if self._context is None:
             raise UsageError("the session is closed", hint="Open it again.")
         feeds = check_feeds(inputs, self.inputs)
+        self._choose_profile(feeds)
         buffers: dict[str, int] = {}
         try:
             self._feed(feeds, buffers)
@@ -63,10 +65,24 @@ class EngineSession:
             self._cuda.call("cudaStreamDestroy", self._stream)
             self._context = self._engine = self._runtime = None
 
+    def _choose_profile(self, feeds: Tensors) -> None:
+        """The first profile whose ranges hold every shape; the last where none does, for its error."""
+        for index in range(self._engine.num_optimization_profiles):
+            if index != self._profile:
+                if not self._context.set_optimization_profile_async(index, self._stream):
+                    raise StageError("run", f"the engine's profile {index} is not free", hint="Close other sessions.")
+                self._profile = index
+            if all(self._holds(name, array.shape, index) for name, array in feeds.items()):
+                return
+
+    def _holds(self, name: str, shape: tuple[int, ...], profile: int) -> bool:
+        least, _, most = self._engine.get_tensor_profile_shape(name, profile)
+        return all(low <= size <= high for low, size, high in zip(least, shape, most, strict=True))
+
     def _feed(self, feeds: Tensors, buffers: dict[str, int]) -> None:
         for name, array in feeds.items():
             if not self._context.set_input_shape(name, array.shape):
-                limits = self._engine.get_tensor_profile_shape(name, 0)
+                limits = self._engine.get_tensor_profile_shape(name, self._profile)
                 raise UsageError(
                     f"the shape {list(array.shape)} of '{name}' is outside what the engine was built for",
                     hint=f"Smallest {tuple(limits[0])}, largest {tuple(limits[2])}; export again with --dim.",

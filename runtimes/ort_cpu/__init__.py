@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: fused attention, int8 by integer products; fp16 halves the file and gains no speed."""
+"""ONNX Runtime on the CPU: fused attention, caches in place, int8 and int4; fp16 halves the file, no speed gained."""
 
 from __future__ import annotations
 
@@ -8,21 +8,16 @@ from typing import Any
 
 import onnxruntime as ort
 
+from runtimes._onnxruntime.decoder import open_decoder
 from runtimes._onnxruntime.engine import executed_engine, graph_file
-from runtimes._onnxruntime.lowering import Rule, lower_graph
-from runtimes._onnxruntime.rules.attention import lower_attention
-from runtimes._onnxruntime.rules.int8_conv import fold_int8_conv_weights
-from runtimes._onnxruntime.rules.int8_linear import lower_int8_linears
 from runtimes._onnxruntime.saturation import int8_products_saturate
 from runtimes._onnxruntime.session import OrtSession, physical_cores
-from toolkit.types import Engine, LoweredGraph, QuantizedGraph, Readiness, Session
+from toolkit.types import Decoder, DecoderSpec, Engine, LoweredGraph, QuantizedGraph, Readiness, Session
 
-__all__ = ["KINDS", "RULES", "RUNTIME", "SCHEMES", "OrtCpu"]
+__all__ = ["KINDS", "RUNTIME", "SCHEMES", "OrtCpu"]
 
-SCHEMES = ("fp32", "fp16", "int8", "int8-dynamic")
-KINDS = ("encoder", "vision", "module")
-
-RULES: tuple[Rule, ...] = (lower_attention, lower_int8_linears, fold_int8_conv_weights)
+SCHEMES = ("fp32", "fp16", "int8", "int8-dynamic", "int4")
+KINDS = ("encoder", "vision", "decoder", "module")
 
 
 class OrtCpu:
@@ -35,7 +30,11 @@ class OrtCpu:
 
     def lower(self, graph: QuantizedGraph, folder: Path) -> LoweredGraph:
         """Write `model.onnx` into `folder`. Raises StageError where a quantized Linear has no integer kernel."""
-        return lower_graph(graph, folder, "ort-cpu", RULES)
+        # The graph library would be a third of what a small model takes in memory while it only runs.
+        from runtimes._onnxruntime.lowering import lower_graph
+        from runtimes.ort_cpu.rules import rules_for
+
+        return lower_graph(graph, folder, "ort-cpu", rules_for(graph.spec))
 
     def build(self, graph: LoweredGraph) -> Engine:
         """Open the graph and run it once on zeros. Raises StageError where that fails."""
@@ -48,6 +47,10 @@ class OrtCpu:
     def session(self, folder: Path, engine: Mapping[str, Any]) -> Session:
         """Open the engine's graph. Raises StageError where ONNX Runtime refuses it."""
         return OrtSession(graph_file(folder, engine))
+
+    def decoder(self, folder: Path, engine: Mapping[str, Any], spec: DecoderSpec, *, limit: int, rows: int) -> Decoder:
+        """Open a language model, its cache in place where the graph allows. Raises UsageError for too long a limit."""
+        return open_decoder(OrtSession(graph_file(folder, engine)), spec, limit=limit, rows=rows)
 
 
 RUNTIME = OrtCpu()

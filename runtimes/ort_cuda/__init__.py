@@ -1,4 +1,4 @@
-"""ONNX Runtime on an NVIDIA GPU: fused attention in fp32 or fp16; refuses to fall back to the CPU."""
+"""ONNX Runtime on an NVIDIA GPU: fused attention in fp32 or fp16, int4 weights; refuses to fall back to the CPU."""
 
 from __future__ import annotations
 
@@ -9,21 +9,17 @@ from typing import Any, Literal
 
 import onnxruntime as ort
 
+from runtimes._onnxruntime.decoder import open_decoder
 from runtimes._onnxruntime.engine import BUILDER, executed_engine, files_of, graph_file
-from runtimes._onnxruntime.lowering import Rule, lower_graph
-from runtimes._onnxruntime.rules.attention import lower_attention
 from runtimes._onnxruntime.session import OrtSession
 from runtimes.ort_cuda.device import CUDA, cuda_blocker, cuda_devices
 from toolkit.errors import UnsupportedError
-from toolkit.types import Engine, LoweredGraph, QuantizedGraph, Readiness, Session
+from toolkit.types import Decoder, DecoderSpec, Engine, LoweredGraph, QuantizedGraph, Readiness, Session
 
-__all__ = ["KINDS", "RULES", "RUNTIME", "SCHEMES", "CudaOptions", "OrtCuda"]
+__all__ = ["KINDS", "RUNTIME", "SCHEMES", "CudaOptions", "OrtCuda"]
 
-SCHEMES = ("fp32", "fp16")
-KINDS = ("encoder", "vision", "module")
-
-RULES: tuple[Rule, ...] = (lower_attention,)
-"""CUDA has kernels for the standard `Attention` (opset 23 and 24); its integer products exist on the CPU only."""
+SCHEMES = ("fp32", "fp16", "int4")
+KINDS = ("encoder", "vision", "decoder", "module")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +55,9 @@ class OrtCuda:
 
     def lower(self, graph: QuantizedGraph, folder: Path) -> LoweredGraph:
         """Write `model.onnx` into `folder`; needs no GPU."""
+        from runtimes._onnxruntime.lowering import lower_graph
+        from runtimes.ort_cuda.rules import RULES
+
         return lower_graph(graph, folder, "ort-cuda", RULES)
 
     def build(self, graph: LoweredGraph) -> Engine:
@@ -74,6 +73,13 @@ class OrtCuda:
 
     def session(self, folder: Path, engine: Mapping[str, Any]) -> Session:
         """Open the engine's graph on the GPU. Raises UnsupportedError with the reason where there is none."""
+        return self._session(folder, engine)
+
+    def decoder(self, folder: Path, engine: Mapping[str, Any], spec: DecoderSpec, *, limit: int, rows: int) -> Decoder:
+        """Open a language model on the GPU; its cache goes out and in with each step. Raises as `session` does."""
+        return open_decoder(self._session(folder, engine), spec, limit=limit, rows=rows)
+
+    def _session(self, folder: Path, engine: Mapping[str, Any]) -> OrtSession:
         reason = cuda_blocker()
         if reason:
             raise UnsupportedError(f"ort-cuda cannot run here: {reason}", hint="`ort-cpu` runs everywhere.")

@@ -4,7 +4,7 @@ from runtimes._tensorrt.runtime import TensorRT
 
 __all__ = ["KINDS", "RUNTIME", "SCHEMES"]
 
-SCHEMES = ("fp32", "fp16", "int8")
-KINDS = ("encoder", "vision", "module")
+SCHEMES = ("fp32", "fp16", "int8", "int4")
+KINDS = ("encoder", "vision", "decoder", "module")
 
 RUNTIME = TensorRT("trt", ("tensorrt", "tensorrt_rtx"))

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
-from transformers import AutoConfig, AutoModel
+from test_decoder_families import FAMILIES
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from toolkit.bundle.read import open_bundle
 from toolkit.cli import main
@@ -35,6 +36,8 @@ GENERIC: dict[str, dict[str, Any]] = {
     "dinov2_with_registers": {},
 }
 """Types without a file of their own, which is what `auto` is for, and the sizes that are theirs alone."""
+
+DECODER = "llama"
 
 OWN_MODULE = """
 import torch
@@ -67,7 +70,9 @@ def subjects() -> Iterator[Any]:
         elif name == "auto":
             yield from (pytest.param(model_type, id=f"auto-{model_type}") for model_type in GENERIC)
         elif types:
-            yield from (pytest.param(model_type, id=f"{name}-{model_type}") for model_type in types)
+            # Decoders share all but their modelling code, which test_decoder_families.py holds to parity.
+            wanted = [model_type for model_type in types if model_type not in FAMILIES or model_type == DECODER]
+            yield from (pytest.param(model_type, id=f"{name}-{model_type}") for model_type in wanted)
         else:
             yield pytest.param(name.replace("_", "-"), id=name)
 
@@ -83,7 +88,8 @@ def model(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
         return str(request.param)
     torch.manual_seed(0)
     config = AutoConfig.for_model(request.param, **SIZES, **GENERIC.get(request.param, {}))
-    AutoModel.from_config(config).save_pretrained(tmp_path / "model")
+    cls = AutoModelForCausalLM if request.param == DECODER else AutoModel
+    cls.from_config(config).save_pretrained(tmp_path / "model")
     return str(tmp_path / "model")
 
 

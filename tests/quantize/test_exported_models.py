@@ -61,7 +61,9 @@ def exported(request, tmp_path_factory):
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize(("scheme", "least"), [("fp32", 90), ("fp16", 50), ("int8", 20), ("int8-dynamic", 20)])
+@pytest.mark.parametrize(
+    ("scheme", "least"), [("fp32", 90), ("fp16", 50), ("int8", 20), ("int8-dynamic", 20), ("int4", 14)]
+)
 def test_a_scheme_keeps_the_outputs_of_the_torch_model(exported, tmp_path, scheme, least):
     module, graph, _ = exported
     data = Calibration(lambda: (sample(graph.spec, seed) for seed in range(8)), 8, "random inputs")

@@ -100,7 +100,7 @@ def test_weights_are_halved_and_the_function_is_there(written):
 def test_what_overflows_on_calibration_stays_fp32_with_the_reason():
     gain = 3e5
     model, original = vision_model(gain), vision_model(gain)
-    steps = SCHEME.apply(model, SPEC, images(3))
+    steps = SCHEME.apply(model, SPEC, images(3), {})
     kept = step(steps, "kept in fp32: range")
     assert kept is not None
     assert "block.fc2" in kept.reason
@@ -117,7 +117,7 @@ def test_a_constant_beyond_fp16_keeps_its_node_fp32():
     zero = model.graph.initializers["block.fc1.weight"].const_value.numpy()
     zero *= 1e-6
     model.graph.initializers["block.fc1.bias"].const_value.numpy()[:] = 0
-    steps = SCHEME.apply(model, SPEC, images(2))
+    steps = SCHEME.apply(model, SPEC, images(2), {})
     assert "gain is beyond 65504" in step(steps, "kept in fp32: constant").reason
 
 
@@ -127,7 +127,7 @@ def test_an_epsilon_that_fp16_would_flush_to_zero_keeps_its_node_fp32():
     y = b.linear(x, "first", WIDTH, WIDTH)
     shifted = b.op("Add", b.op("Abs", y), b.weight("epsilon", np.float32(1e-12)), module="shift")
     model = b.model([x], {"y": b.linear(shifted, "second", WIDTH, WIDTH)})
-    steps = SCHEME.apply(model, SPEC, calibration({"x": np.ones((2, WIDTH), np.float32)}))
+    steps = SCHEME.apply(model, SPEC, calibration({"x": np.ones((2, WIDTH), np.float32)}), {})
     assert step(steps, "kept in fp32: constant").reason == "Add of shift: epsilon would lose 100.0%"
     assert model.graph.initializers["epsilon"].dtype == FULL
     assert mixed(model) == []
@@ -142,7 +142,7 @@ def test_a_norm_written_out_in_parts_stays_fp32():
     inverse = b.op("Reciprocal", b.op("Sqrt", b.op("Add", squares, b.weight("epsilon", np.float32(1e-3)))))
     scaled = b.op("Mul", y, inverse, module="norm")
     model = b.model([x], {"y": b.linear(scaled, "second", WIDTH, WIDTH)})
-    SCHEME.apply(model, SPEC, calibration({"x": np.ones((2, WIDTH), np.float32)}))
+    SCHEME.apply(model, SPEC, calibration({"x": np.ones((2, WIDTH), np.float32)}), {})
     assert dtypes(scaled.producer()) == {FULL}
     assert all(dtypes(node) == {HALF} for node in by_type(model, "MatMul"))
     assert mixed(model) == []
@@ -176,7 +176,7 @@ def test_a_constant_mask_is_clamped_where_it_is_stored():
     causal = np.triu(np.full((TOKENS, TOKENS), np.finfo(np.float32).min, np.float32), 1)
     causal[0, 1:] = -np.inf
     model = b.model([x], {"y": b.attention(x, "attention", b.weight("causal", causal))})
-    SCHEME.apply(model, SPEC, calibration({"x": mask_feed()["x"]}))
+    SCHEME.apply(model, SPEC, calibration({"x": mask_feed()["x"]}), {})
     mask = by_type(model, "FusedAttention")[0].inputs[3].const_value.numpy()
     assert mask.dtype == np.float16
     assert np.isneginf(mask[0, 1:]).all()
@@ -186,7 +186,7 @@ def test_a_constant_mask_is_clamped_where_it_is_stored():
 def test_an_attention_whose_keys_overflow_runs_in_fp32():
     model = vision_model()
     model.graph.initializers["block.attention.k_proj.weight"].const_value.numpy()[:] *= 1e5
-    SCHEME.apply(model, SPEC, images(2))
+    SCHEME.apply(model, SPEC, images(2), {})
     assert dtypes(by_type(model, "FusedAttention")[0]) == {FULL}
     assert mixed(model) == []
 
@@ -199,7 +199,7 @@ def test_an_output_that_is_also_read_inside_comes_out_as_fp32():
     model = b.model([x], {"hidden": hidden, "y": y})
     feed = {"x": np.linspace(-1, 1, 2 * WIDTH, dtype=np.float32).reshape(2, WIDTH)}
     before = run(model, feed)
-    SCHEME.apply(model, SPEC, calibration(feed))
+    SCHEME.apply(model, SPEC, calibration(feed), {})
     after = run(model, feed)
     for name in ("hidden", "y"):
         assert after[name].dtype == np.float32
@@ -212,15 +212,15 @@ def test_token_ids_stay_integers_and_the_table_is_halved():
     ids = graph_input("ids", ["batch", 4], ir.DataType.INT64)
     rows = b.op("Gather", b.random("embedding.weight", 50, WIDTH), ids)
     model = b.model([ids], {"y": b.linear(rows, "first", WIDTH, WIDTH)})
-    SCHEME.apply(model, SPEC, calibration({"ids": np.array([[1, 2, 3, 49]])}))
+    SCHEME.apply(model, SPEC, calibration({"ids": np.array([[1, 2, 3, 49]])}), {})
     assert model.graph.inputs[0].dtype == ir.DataType.INT64
     assert model.graph.initializers["embedding.weight"].dtype == HALF
 
 
 def test_calibration_is_needed_and_nan_is_named():
     with pytest.raises(UsageError, match=r"'fp16'.*no calibration"):
-        SCHEME.apply(vision_model(), SPEC, None)
+        SCHEME.apply(vision_model(), SPEC, None, {})
     model = vision_model()
     model.graph.initializers["block.fc1.bias"].const_value.numpy()[0] = np.nan
     with pytest.raises(StageError, match=r"block\.fc1.*NaN"):
-        SCHEME.apply(model, SPEC, images(1))
+        SCHEME.apply(model, SPEC, images(1), {})

@@ -29,7 +29,7 @@ def array(value: ir.Value):
 @pytest.fixture
 def static():
     model = vision_model()
-    steps = STATIC.apply(model, SPEC, images(4))
+    steps = STATIC.apply(model, SPEC, images(4), {})
     return model, steps
 
 
@@ -102,7 +102,7 @@ def test_the_written_graph_is_valid_runs_and_stays_near(tmp_path, name):
 
 def test_dynamic_quantizes_activations_as_uint8_once_a_tensor():
     model = vision_model()
-    steps = DYNAMIC.apply(model, SPEC, None)
+    steps = DYNAMIC.apply(model, SPEC, None, {})
     measured = by_type(model, "DynamicQuantizeLinear")
     assert len(measured) == steps[2].count == 6
     for node in measured:
@@ -114,7 +114,7 @@ def test_dynamic_quantizes_activations_as_uint8_once_a_tensor():
 def test_excluded_modules_stay_fp32_and_the_log_says_so():
     model = vision_model()
     scheme = replace(STATIC, config=replace(STATIC.config, exclude=("*.fc?", "classifier")))
-    steps = scheme.apply(model, SPEC, images(2))
+    steps = scheme.apply(model, SPEC, images(2), {})
     kept = [node for node in linears(model) if node.inputs[1].producer() is None]
     assert [node.inputs[1].name for node in kept] == ["block.fc1.weight", "block.fc2.weight", "classifier.weight"]
     assert (steps[-1].what, steps[-1].count) == ("kept in fp32: excluded", 3)
@@ -127,7 +127,7 @@ def test_linears_that_share_a_weight_share_its_integers():
     weight = b.random("tied.weight", 32, 32)
     y = b.op("MatMul", b.op("Gelu", b.op("MatMul", x, weight)), weight)
     model = b.model([x], {"y": y})
-    DYNAMIC.apply(model, SPEC, None)
+    DYNAMIC.apply(model, SPEC, None, {})
     first, second = by_type(model, "MatMul")
     assert first.inputs[1] is second.inputs[1]
     assert "tied.weight" not in model.graph.initializers
@@ -138,7 +138,7 @@ def test_a_table_that_is_also_looked_up_keeps_its_fp32_form():
     ids = graph_input("ids", ["batch", 4], ir.DataType.INT64)
     table = b.random("embedding.weight", 32, 32)
     model = b.model([ids], {"y": b.op("MatMul", b.op("Gather", table, ids), table)})
-    DYNAMIC.apply(model, SPEC, None)
+    DYNAMIC.apply(model, SPEC, None, {})
     assert by_type(model, "Gather")[0].inputs[0].name == "embedding.weight"
     assert by_type(model, "MatMul")[0].inputs[1].producer().op_type == "DequantizeLinear"
 
@@ -149,7 +149,7 @@ def test_a_later_convolution_and_products_of_activations_are_left_alone():
     first = b.op("Conv", x, b.random("first", 4, 3, 3, 3))
     second = b.op("Conv", first, b.random("second", 4, 4, 3, 3))
     model = b.model([x], {"y": b.op("MatMul", second, second)})
-    steps = DYNAMIC.apply(model, SPEC, None)
+    steps = DYNAMIC.apply(model, SPEC, None, {})
     assert [step.count for step in steps[:2]] == [0, 1]
     assert by_type(model, "Conv")[1].inputs[1].name == "second"
     assert by_type(model, "MatMul")[0].inputs[0] is by_type(model, "MatMul")[0].inputs[1]
@@ -159,7 +159,7 @@ def test_nan_in_a_weight_names_the_module():
     model = vision_model()
     array(model.graph.initializers["block.fc2.weight"])[3, 3] = np.nan
     with pytest.raises(StageError, match=r"block\.fc2\.weight.*block\.fc2"):
-        DYNAMIC.apply(model, SPEC, None)
+        DYNAMIC.apply(model, SPEC, None, {})
 
 
 def test_static_int8_without_calibration_is_a_usage_error(tmp_path):

@@ -93,14 +93,14 @@ def test_a_loud_channel_costs_ten_decibels_without_smoothing(case):
     reference = run(make(), feed)["y"]
     for alpha in (None, 0.8):
         model = make()
-        replace(SCHEME, config=replace(SCHEME.config, smoothing=alpha)).apply(model, SPEC, tokens(loud=loud))
+        replace(SCHEME, config=replace(SCHEME.config, smoothing=alpha)).apply(model, SPEC, tokens(loud=loud), {})
         results.append(sqnr(reference, run(model, feed)["y"]))
     assert results[1] > results[0] + 10
 
 
 def test_nothing_is_paid_where_no_channel_is_loud():
     model = gelu_model()
-    steps = SCHEME.apply(model, SPEC, tokens())
+    steps = SCHEME.apply(model, SPEC, tokens(), {})
     assert not by_type(model, "Mul")
     assert next(step for step in steps if "smoothed" in step.what).count == 0
 
@@ -195,7 +195,7 @@ def test_percentiles_are_taken_of_the_divided_activation():
 def test_percentile_calibration_still_runs_and_quantizes_every_linear():
     model = attention_model()
     scheme = replace(SCHEME, config=replace(SCHEME.config, calibration="percentile"))
-    scheme.apply(model, SPEC, tokens())
+    scheme.apply(model, SPEC, tokens(), {})
     assert len(by_type(model, "QuantizeLinear")) == 2
     assert all(node.inputs[1].producer().op_type == "DequantizeLinear" for node in by_type(model, "MatMul"))
 
@@ -210,12 +210,12 @@ def test_calibration_that_is_not_a_number_names_the_module():
     model = vision_model()
     weight(model, "block.fc1.weight")[0, 0] = np.nan
     with pytest.raises(StageError, match=r"block\.gain.*NaN"):
-        SCHEME.apply(model, SPEC, images(1))
+        SCHEME.apply(model, SPEC, images(1), {})
 
 
 def test_calibration_that_overflows_names_the_module():
     with pytest.raises(StageError, match=r"block\.gain.*Inf"):
-        SCHEME.apply(vision_model(gain=3e38), SPEC, images(1))
+        SCHEME.apply(vision_model(gain=3e38), SPEC, images(1), {})
 
 
 def test_all_groups_of_a_block_together_change_no_result_in_fp32():

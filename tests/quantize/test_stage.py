@@ -29,7 +29,7 @@ def test_fp32_keeps_the_exported_file(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["int8", "int8-dynamic", "fp16"])
+@pytest.mark.parametrize("name", ["int8", "int8-dynamic", "fp16", "int4"])
 def test_a_scheme_that_changes_no_node_is_an_error(tmp_path, name):
     exported = elementwise(tmp_path)
     batches = replace(images(1), batches=lambda: iter([{"x": next(images(1).batches())["image"][0, 0, :, :4]}]))

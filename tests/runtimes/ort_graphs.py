@@ -1,6 +1,6 @@
 """Tiny graphs for the ONNX Runtime tests, written as ONNX text."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from exporters.fused_attention.function import attach_function
 from toolkit.hashing import data_path, graph_sha256
-from toolkit.types import Dim, ModelSpec, QuantizedGraph, TensorSpec
+from toolkit.types import DecoderSpec, Dim, ModelSpec, QuantizedGraph, TensorSpec
 
 DTYPES = {"float": "float32", "float16": "float16", "bool": "bool", "int64": "int64"}
 
@@ -148,3 +148,176 @@ class Case:
         if self.mask == "empty-row":
             mask[0, 0, 0] = False
         return mask
+
+
+@dataclass(frozen=True)
+class CachedCase:
+    """Layers of attention with a cache, as a decoder's canonical graph has them; rows come in ready [B, S, H·D].
+
+    `rotary` is `none`, `whole`, `partial`, `interleaved`, `stretched` (angles depend on the longest position) or
+    `query` (the key does not rotate). `mask` is `padding`, `none` or `foreign` (not made of attention_mask alone).
+    """
+
+    heads: int = 4
+    kv_heads: int = 2
+    size: int = 16
+    left: int = -1
+    softcap: float = 0.0
+    alibi: bool = False
+    causal: int = 1
+    rotary: str = "none"
+    mask: str = "padding"
+    layers: int = 2
+
+    def model(self) -> ir.Model:
+        model = ir.from_proto(onnx.parser.parse_model(self._text()))
+        names = {value.name: value for value in model.graph.inputs}
+        names |= {value.name: value for node in model.graph for value in node.outputs}
+        for layer in range(self.layers):
+            for short, long in (("k", "key"), ("v", "value")):
+                names[f"past{layer}{short}"].name = f"past_key_values.{layer}.{long}"
+                names[f"present{layer}{short}"].name = f"present.{layer}.{long}"
+        attach_function(model)
+        return model
+
+    def quantized(self, folder: Path) -> QuantizedGraph:
+        graph = written(self.model(), folder)
+        return replace(graph, spec=decoder_spec(graph.spec, self.layers, 1))
+
+    def _text(self) -> str:
+        hq, hk, d = self.heads, self.kv_heads, self.size
+        inputs = ["int64[batch, total_sequence] attention_mask", "int64[batch, sequence] position_ids"]
+        outputs, body = [], ["real = Cast<to=9>(attention_mask)", "row = Unsqueeze(real, middle)"]
+        infos = ["int64[2] middle = {1, 2}", "int64[1] last = {2}", "bool[batch, 1, 1, total_sequence] row"]
+        infos += [f"int64[4] split_q = {{0, 0, {hq}, {d}}}", f"int64[4] split_k = {{0, 0, {hk}, {d}}}"]
+        infos += [f"int64[3] joined = {{0, 0, {hq * d}}}"]
+        if self.alibi:
+            infos.append(f"float[{hq}] slopes = {{{', '.join(str(2.0**-i) for i in range(hq))}}}")
+        if self.mask == "foreign":
+            inputs.append("bool[batch, 1, 1, total_sequence] other")
+            body.append("seen = And(row, other)")
+            infos.append("bool[batch, 1, 1, total_sequence] seen")
+        if self.rotary != "none":
+            self._angles(body, infos)
+        for n in range(self.layers):
+            for name, heads in (("q", hq), ("k", hk), ("v", hk)):
+                inputs.append(f"float[batch, sequence, {heads * d}] {name}{n}")
+                split = "split_q" if name == "q" else "split_k"
+                body.append(f"{name}{n}s = Reshape({name}{n}, {split})")
+                body.append(f"{name}{n}h = Transpose<perm=[0, 2, 1, 3]>({name}{n}s)")
+                infos.append(f"float[batch, sequence, {heads}, {d}] {name}{n}s")
+                infos.append(f"float[batch, {heads}, sequence, {d}] {name}{n}h")
+            for part in "kv":
+                inputs.append(f"float[batch, {hk}, past_sequence, {d}] past{n}{part}")
+                outputs.append(f"float[batch, {hk}, total_sequence, {d}] present{n}{part}")
+            query = self._rotated(f"q{n}h", hq, body, infos)
+            key = self._rotated(f"k{n}h", hk, body, infos) if self.rotary != "query" else f"k{n}h"
+            mask = {"padding": "row", "none": '""', "foreign": "seen"}[self.mask]
+            slopes = "slopes" if self.alibi else '""'
+            attributes = f"scale = 0.3, is_causal = {self.causal}, softcap = {float(self.softcap)}, "
+            attributes += f"left_window_size = {self.left}, right_window_size = -1"
+            body.append(
+                f"a{n}, present{n}k, present{n}v = toolkit.FusedAttention<{attributes}>"
+                f"({query}, {key}, v{n}h, {mask}, {slopes}, past{n}k, past{n}v)"
+            )
+            body.append(f"m{n} = Transpose<perm=[0, 2, 1, 3]>(a{n})\ny{n} = Reshape(m{n}, joined)")
+            infos += [f"float[batch, {hq}, sequence, {d}] a{n}", f"float[batch, sequence, {hq}, {d}] m{n}"]
+            outputs.append(f"float[batch, sequence, {hq * d}] y{n}")
+        text = "\n".join(body)
+        return (
+            f'<ir_version: 10, opset_import: ["" : 23, "toolkit" : 1]>\n'
+            f"tiny ({', '.join(inputs)}) => ({', '.join(outputs)})\n<{', '.join(infos)}>\n{{\n{text}\n}}"
+        )
+
+    @property
+    def _width(self) -> int:
+        return self.size // 2 if self.rotary == "partial" else self.size
+
+    def _angles(self, body: list[str], infos: list[str]) -> None:
+        half = self._width // 2
+        infos.append(f"float[{half}] speeds = {{{', '.join(str(10.0**-i) for i in range(half))}}}")
+        body.append("column = Unsqueeze(position_ids, last)\nplaces = Cast<to=1>(column)")
+        if self.rotary == "stretched":
+            body.append("far = ReduceMax<keepdims=0>(places)\nplain = Mul(places, speeds)\nangles = Div(plain, far)")
+        else:
+            body.append("angles = Mul(places, speeds)")
+        body.append("cosines = Cos(angles)\nsines = Sin(angles)")
+
+    def _rotated(self, name: str, heads: int, body: list[str], infos: list[str]) -> str:
+        if self.rotary == "none":
+            return name
+        attributes = f"<interleaved = {int(self.rotary == 'interleaved')}, num_heads = {heads}>"
+        turned = f"{name}r"
+        infos.append(f"float[batch, {heads}, sequence, {self.size}] {turned}")
+        if self.rotary != "partial":
+            body.append(f"{turned} = RotaryEmbedding{attributes}({name}, cosines, sines)")
+            return turned
+        w = self._width
+        infos += [f"int64[1] {name}z = {{0}}", f"int64[1] {name}w = {{{w}}}", f"int64[1] {name}e = {{{2**63 - 1}}}"]
+        infos += [f"int64[1] {name}x = {{3}}", f"float[batch, {heads}, sequence, {w}] {name}a"]
+        infos += [f"float[batch, {heads}, sequence, {w}] {name}b"]
+        body.append(
+            f"{name}a = Slice({name}, {name}z, {name}w, {name}x)\n{name}c = Slice({name}, {name}w, {name}e, {name}x)"
+        )
+        body.append(f"{name}b = RotaryEmbedding{attributes}({name}a, cosines, sines)")
+        body.append(f"{turned} = Concat<axis=-1>({name}b, {name}c)")
+        return turned
+
+
+def decoder_spec(
+    spec: ModelSpec, layers: int, vocabulary: int, *, positions: int = 64, last: bool = False
+) -> ModelSpec:
+    """The spec as that of a language model with so many positions."""
+    sizes = {"batch": Dim(1, 1, 4), "sequence": Dim(1, 8, positions), "past_sequence": Dim(0, 8, positions)}
+    sizes["total_sequence"] = Dim(1, 16, positions)
+    decoder = DecoderSpec(layers, vocabulary, positions, last_logits=last)
+    return replace(spec, kind="decoder", task="text-generation", dims=sizes, decoder=decoder)
+
+
+def decoder_feeds(spec: ModelSpec, rows: int, steps: int, past: int, lengths: list[int] | None = None, seed: int = 0):
+    """Random inputs; row r's first `lengths[r]` new tokens are real, and all of the past."""
+    rng = np.random.default_rng(seed)
+    sizes = {"batch": rows, "sequence": steps, "past_sequence": past, "total_sequence": past + steps}
+    real = np.arange(steps) < np.array(lengths or [steps] * rows)[:, None]
+    feeds = {}
+    for tensor in spec.inputs:
+        shape = [sizes.get(dim, dim) for dim in tensor.shape]
+        if tensor.name == "attention_mask":
+            feeds[tensor.name] = np.concatenate([np.ones((rows, past), bool), real], axis=1).astype(np.int64)
+        elif tensor.name == "position_ids":
+            feeds[tensor.name] = np.tile(np.arange(past, past + steps), (rows, 1))
+        elif tensor.name == "input_ids":
+            feeds[tensor.name] = rng.integers(0, spec.decoder.vocabulary, shape)
+        elif tensor.dtype == "bool":
+            feeds[tensor.name] = np.ones(shape, bool)
+        else:
+            feeds[tensor.name] = rng.standard_normal(shape).astype(tensor.dtype)
+    return feeds
+
+
+def exported_decoder(kind: str, folder: Path, *, last: bool = False, **config: object) -> QuantizedGraph:
+    """The canonical graph of a tiny random Transformers model: 2 layers, 4 heads of 16, 97 tokens, 64 positions."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from exporters.decoder import CausalLM, past_names, present_names
+    from exporters.torch_export import export
+
+    sizes = {"vocab_size": 97, "hidden_size": 64, "intermediate_size": 48, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
+    torch.manual_seed(0)
+    settings = AutoConfig.for_model(kind, **{**sizes, **config})
+    module = AutoModelForCausalLM.from_config(settings, attn_implementation="eager").eval()
+    heads = getattr(settings, "num_key_value_heads", None) or settings.num_attention_heads
+    cache = ("batch", heads, "past_sequence", settings.hidden_size // settings.num_attention_heads)
+    inputs = [TensorSpec(name, "int64", ("batch", "sequence")) for name in ("input_ids", "position_ids")]
+    inputs.insert(1, TensorSpec("attention_mask", "int64", ("batch", "total_sequence")))
+    inputs += [TensorSpec(name, "float32", cache) for name in past_names(2)]
+    present = (*cache[:2], "total_sequence", cache[3])
+    outputs = [TensorSpec("logits", "float32", ("batch", 1 if last else "sequence", 97))]
+    outputs += [TensorSpec(name, "float32", present) for name in present_names(2)]
+    spec = ModelSpec(kind, kind, "decoder", "text-generation", "m:f", kind, tuple(inputs), tuple(outputs), {})
+    spec = decoder_spec(spec, 2, 97, last=last)
+    wrapped = CausalLM(module, 2, last_logits=last).eval()
+    graph = export(wrapped, spec, decoder_feeds(spec, 2, 5, 7), folder)
+    return QuantizedGraph(graph.path, graph.sha256, graph.spec, graph.steps)

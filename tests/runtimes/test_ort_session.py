@@ -163,4 +163,4 @@ def test_readiness_and_what_it_takes():
     ready = RUNTIME.readiness()
     assert (ready.build, ready.run, ready.reason) == (True, True, "")
     assert "int8" in SCHEMES
-    assert KINDS == ("encoder", "vision", "module")
+    assert KINDS == ("encoder", "vision", "decoder", "module")

@@ -19,7 +19,7 @@ from toolkit.hashing import graph_sha256
 from toolkit.types import ModelSpec, QuantizedGraph
 
 SPEC = ModelSpec("tiny", "tiny", "module", "raw", "tiny", "Tiny", (), (), {})
-SCOPES = {"pkg.torch.onnx.name_scopes": "['', 'encoder', 'encoder.layer.0', 'fused_attention']"}
+SCOPES = {"pkg.torch.onnx.name_scopes": "['', 'encoder', 'encoder.layer.0']"}
 NEUTRAL: dict[str, float | int] = {
     "scale": 0.3,
     "is_causal": 0,

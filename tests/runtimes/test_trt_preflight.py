@@ -17,7 +17,7 @@ def graph(text: str, opset: int = 23) -> ir.Model:
     parsed = ir.from_proto(model)
     del parsed.opset_imports["com.microsoft"]
     for node in parsed.graph:
-        node.metadata_props["pkg.torch.onnx.name_scopes"] = "['', 'encoder', 'encoder.layer.3', 'op']"
+        node.metadata_props["pkg.torch.onnx.name_scopes"] = "['', 'encoder', 'encoder.layer.3']"
     return parsed
 
 

@@ -23,8 +23,8 @@ from transformers import (
     BertModel,
     DebertaV2Config,
     DebertaV2Model,
-    GPT2Config,
-    GPT2LMHeadModel,
+    T5Config,
+    T5ForConditionalGeneration,
     ViTConfig,
     ViTModel,
 )
@@ -38,8 +38,8 @@ MODELS = {
     "vit": lambda: ViTModel(ViTConfig(**SIZES, image_size=16, patch_size=4)),
     "bert": lambda: BertModel(BertConfig(**SIZES, **WORDS)),
     "deberta": lambda: DebertaV2Model(DebertaV2Config(**SIZES, **WORDS)),
-    "gpt2": lambda: GPT2LMHeadModel(
-        GPT2Config(vocab_size=60, n_embd=16, n_layer=1, n_head=2, n_positions=32, bos_token_id=0, eos_token_id=0)
+    "t5": lambda: T5ForConditionalGeneration(
+        T5Config(vocab_size=60, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
     ),
 }
 
@@ -108,7 +108,7 @@ def export(model="vit", target="ort-cpu-fp32", *more):
         (export("."), 2, "has no config.json", "save_pretrained(folder)"),
         (export("./nope"), 2, "there is no folder './nope'", "a folder with config.json"),
         (export("vit/config.json"), 2, "config.json is a file", "Give the folder"),
-        (export("gpt2"), 4, "'GPT2LMHeadModel' (gpt2) generates text", "Encoders and vision models are supported"),
+        (export("t5"), 4, "'T5ForConditionalGeneration' (t5) is no causal", "Encoders, vision models and causal"),
         (export("nosuch:make"), 2, "cannot import 'nosuch'", "Run from the folder that holds it"),
         (export("json:loads"), 5, "json:loads() raised TypeError", "called with no arguments"),
         (export("os:getcwd"), 2, "returned a str, not an nn.Module", "example_inputs"),

@@ -257,7 +257,7 @@ def test_onnx_reads_the_golden_tensors(folder: Path) -> None:
 def test_an_untouched_bundle_passes(folder: Path) -> None:
     bundle = open_bundle(folder)
     assert verify_hashes(bundle) == []
-    checked = check(bundle, Linear())
+    checked = check(bundle, Linear)
     assert checked.passed
     assert checked.reference == "torch 2.13 CPU fp32"
     (stage,) = checked.stages
@@ -267,7 +267,7 @@ def test_an_untouched_bundle_passes(folder: Path) -> None:
 
 
 def test_check_fails_under_the_gate_and_names_the_metric(folder: Path) -> None:
-    checked = check(open_bundle(folder), Linear(noise=1.0))
+    checked = check(open_bundle(folder), lambda: Linear(noise=1.0))
     assert not checked.passed
     assert checked.moved == "check"
     assert any("SQNR" in sentence for sentence in checked.stages[0].failures)
@@ -291,7 +291,7 @@ class Broken(Linear):
     ],
 )
 def test_check_fails_on_a_broken_answer(folder: Path, answer: dict[str, np.ndarray], message: str) -> None:
-    checked = check(open_bundle(folder), Broken(answer))
+    checked = check(open_bundle(folder), lambda: Broken(answer))
     assert not checked.passed
     assert message in checked.stages[0].failures[0]
 
@@ -320,7 +320,7 @@ def test_check_refuses_a_changed_bundle_before_it_runs_anything(folder: Path) ->
     (folder / "engine-sm89.plan").unlink()
     (folder / "assets" / "evil.py").touch()
     with pytest.raises(UsageError) as caught:
-        check(open_bundle(folder), Broken({}))
+        check(open_bundle(folder), lambda: pytest.fail("a session was opened"))
     for words in (
         "model.onnx.data: changed",
         "engine-sm89.plan: missing",
@@ -471,7 +471,7 @@ def test_a_bundle_without_an_evaluation(tmp_path: Path, work: Path) -> None:
     bundle = open_bundle(place)
     assert evaluation(bundle) is None
     assert bundle.manifest.calibration is None
-    assert check(bundle, Linear()).stages[0].task is None
+    assert check(bundle, Linear).stages[0].task is None
 
 
 def test_a_bundle_without_golden_inputs_cannot_pass(tmp_path: Path, work: Path) -> None:
@@ -479,15 +479,15 @@ def test_a_bundle_without_golden_inputs_cannot_pass(tmp_path: Path, work: Path) 
     place.mkdir()
     write_bundle(place, replace(contents(work), golden=(), golden_reference=()), command=COMMAND)
     with pytest.raises(UsageError, match="no golden inputs"):
-        check(open_bundle(place), Linear())
+        check(open_bundle(place), Linear)
 
 
 def test_check_can_hold_to_another_gate(tmp_path: Path, work: Path) -> None:
     place = tmp_path / "strict"
     place.mkdir()
     write_bundle(place, contents(work), command=COMMAND, gate=Gate(min_sqnr_db=1000))
-    assert check(open_bundle(place), Linear()).passed
-    assert not check(open_bundle(place), Linear(1e-4)).passed
+    assert check(open_bundle(place), Linear).passed
+    assert not check(open_bundle(place), lambda: Linear(1e-4)).passed
 
 
 @pytest.mark.parametrize(

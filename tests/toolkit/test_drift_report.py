@@ -233,7 +233,8 @@ def test_parse_gate_changes_what_it_names() -> None:
     parsed = parse_gate("sqnr=30, cosine=off,overlap=0.95", base)
     assert parsed == Gate(min_sqnr_db=30, max_abs=1, min_overlap_at_10=0.95)
     assert parse_gate(describe(parsed), Gate()) == parsed
-    every = "sqnr=1,cosine=0.5,relative_l2=2,max_abs=3,accuracy_drop=4,top1=0.6,overlap=0.7"
+    task = "accuracy_drop=4,top1=0.6,perplexity_ratio=1.05,kl=0.05,overlap=0.7"
+    every = f"sqnr=1,cosine=0.5,relative_l2=2,max_abs=3,{task}"
     assert None not in asdict(parse_gate(every, Gate())).values()
     assert describe(parse_gate(every, Gate())) == every
 
@@ -250,6 +251,10 @@ def test_parse_gate_changes_what_it_names() -> None:
         ("sqnr=inf", "'inf' is no value", "off"),
         ("cosine=99", "'99' is no value", "from -1 to 1"),
         ("top1=99", "'99' is no value", "from 0 to 1"),
+        ("kl=-1", "'-1' is no value", "from 0"),
+        ("perplexity=1", "'perplexity=1'", "Did you mean perplexity_ratio"),
+        ("kl=1,k-l=1", "'k-l=1'", "Did you mean kl"),
+        ("max-abs=1,max_abs=2", "given twice", "once"),
         ("max_abs=-1", "'-1' is no value", "from 0"),
         ("sqnr=30,sqnr=20", "given twice", "once"),
     ],

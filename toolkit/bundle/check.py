@@ -2,38 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from toolkit.bundle.manifest import CHECK
 from toolkit.bundle.read import Bundle, evaluation, golden, report, verify_hashes
-from toolkit.drift.measure import measure, observe
-from toolkit.drift.report import DriftReport
+from toolkit.drift.measure import answers, measure, observe, task_output
+from toolkit.drift.report import DriftReport, StageDrift
 from toolkit.errors import UsageError
 from toolkit.types import Session
 
 __all__ = ["check", "describe_status", "require_unchanged"]
 
 
-def check(bundle: Bundle, session: Session) -> DriftReport:
-    """Hashes first, then golden inputs and evaluation through `session` against the stored reference outputs.
+def check(bundle: Bundle, session: Callable[[], Session]) -> DriftReport:
+    """Hashes first, then golden inputs and evaluation through the session against the stored reference outputs.
 
-    The report has one stage, `check`, under the manifest's gate for it; it may say that it did not pass.
+    `session` opens one once the bundle is known to be whole; it is closed again. The report has one stage, `check`,
+    under the manifest's gate for it; it may say that it did not pass.
     Raises UsageError when any file of the bundle is not what was written.
     """
     require_unchanged(bundle)
+    opened = session()
+    try:
+        return DriftReport.of(report(bundle).reference, [_measured(bundle, opened)])
+    finally:
+        opened.close()
+
+
+def _measured(bundle: Bundle, session: Session) -> StageDrift:
+    spec = bundle.manifest.spec()
     inputs, expected = golden(bundle)
     held_out, held_out_expected = evaluation(bundle) or (None, [])
-    stage = measure(
+    return measure(
         CHECK,
         session.ran_on,
         expected,
         observe(session, inputs),
-        bundle.manifest.spec(),
+        spec,
         inputs=inputs,
         gate=bundle.manifest.check_gate,
         evaluation=held_out,
         evaluation_reference=held_out_expected,
-        evaluation_candidate=observe(session, held_out.batches) if held_out else [],
+        evaluation_candidate=answers(session, held_out.batches, [task_output(spec)]) if held_out else (),
     )
-    return DriftReport.of(report(bundle).reference, [stage])
 
 
 def require_unchanged(bundle: Bundle) -> None:

@@ -20,7 +20,7 @@ from pydantic import (
 
 from toolkit.drift.report import FiniteGate, Worst
 from toolkit.errors import UsageError
-from toolkit.types import Dim, EngineStatus, Gate, Kind, ModelSpec, Step, TensorSpec
+from toolkit.types import DecoderSpec, Dim, EngineStatus, Gate, Kind, ModelSpec, Step, TensorSpec
 
 __all__ = [
     "CHECK",
@@ -73,6 +73,7 @@ class ModelEntry(_Frozen):
     weights: Literal["pretrained", "random"]
     seed: int
     labels: tuple[str, ...]
+    decoder: DecoderSpec | None = None
 
 
 class TargetEntry(_Frozen):
@@ -135,7 +136,7 @@ class Manifest(_Frozen):
     steps: tuple[Step, ...]
     drift: DriftEntry
     gates: dict[str, FiniteGate]
-    evaluation: Literal["accuracy", "retrieval"] | None = None
+    evaluation: Literal["accuracy", "retrieval", "language"] | None = None
     calibration: CalibrationEntry | None = None
     allow_unfused: tuple[str, ...] = ()
     libraries: dict[str, str]
@@ -159,7 +160,8 @@ class Manifest(_Frozen):
 
     def spec(self) -> ModelSpec:
         """The spec of the model, as the line had it."""
-        return ModelSpec(**self.model.model_dump(), inputs=self.inputs, outputs=self.outputs, dims=dict(self.dims))
+        model = {name: getattr(self.model, name) for name in ModelEntry.model_fields}
+        return ModelSpec(**model, inputs=self.inputs, outputs=self.outputs, dims=dict(self.dims))
 
     def engine_mapping(self) -> dict[str, Any]:
         """The engine's entry as plain JSON types, with `graph` added: what `Runtime.session` opens."""

@@ -8,18 +8,19 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.drift.summary import summarize
 from toolkit.errors import UsageError
 from toolkit.types import Evaluation, ModelSpec, Tensors
 
 __all__ = ["EVALUATION", "read_evaluation", "read_golden", "write_evaluation", "write_golden"]
 
 EVALUATION = "evaluation.safetensors"
-Metric = Literal["accuracy", "retrieval"]
+Metric = Literal["accuracy", "retrieval", "language"]
 
 _SET = "test_data_set_"
 _LABELS = "labels"
@@ -46,13 +47,17 @@ def read_golden(folder: Path) -> tuple[list[dict[str, NDArray[Any]]], list[dict[
 
 
 def write_evaluation(path: Path, evaluation: Evaluation, reference: Sequence[Tensors], output: str) -> None:
-    """Write each batch's inputs, the reference's `output` (what the task metric reads) and the labels."""
+    """Write each batch's inputs, the reference's `output` (what the task metric reads) and the labels.
+
+    Of a language model's logits, which are too large to ship, only the summary is written (`toolkit.drift.summary`).
+    """
     from safetensors.numpy import save_file
 
     tensors = {} if evaluation.labels is None else {_LABELS: evaluation.labels}
     for index, (given, expected) in enumerate(zip(evaluation.batches, reference, strict=True)):
         tensors |= {f"{index}.input.{name}": value for name, value in given.items()}
-        tensors[f"{index}.reference.{output}"] = expected[output]
+        kept = _reference(evaluation.metric, given, expected, output)
+        tensors |= {f"{index}.reference.{name}": value for name, value in kept.items()}
     metadata = {"metric": evaluation.metric, "batches": str(len(evaluation.batches))}
     save_file({name: np.asarray(value, order="C") for name, value in tensors.items()}, path, metadata=metadata)
 
@@ -61,12 +66,16 @@ def read_evaluation(path: Path) -> tuple[Evaluation, list[dict[str, NDArray[Any]
     """The evaluation and the reference's outputs of each batch. Raises UsageError for a broken file."""
     tensors, metadata = _load(path)
     metric, count = metadata.get("metric"), metadata.get("batches", "")
-    if metric not in ("accuracy", "retrieval") or not count.isdecimal():
+    if metric not in get_args(Metric) or not count.isdecimal():
         raise UsageError(f"{path} is no evaluation file: its metadata names no metric or no number of batches")
     batches = tuple(_prefixed(tensors, f"{index}.input.") for index in range(int(count)))
     reference = [_prefixed(tensors, f"{index}.reference.") for index in range(int(count))]
     labels = cast("NDArray[np.int64] | None", tensors.get(_LABELS))
     return Evaluation(metric=cast("Metric", metric), batches=batches, labels=labels), reference
+
+
+def _reference(metric: Metric, given: Tensors, expected: Tensors, output: str) -> Tensors:
+    return summarize(expected[output], given, output) if metric == "language" else {output: expected[output]}
 
 
 def _write_set(place: Path, word: str, tensors: Tensors, names: Sequence[str]) -> list[Path]:

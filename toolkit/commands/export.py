@@ -50,7 +50,7 @@ class _Folder(click.Path):
 
 
 @click.command(epilog=_EPILOG)
-@click.option("--model", required=True, help="Short name, Hub id, local Hugging Face folder, or module:factory.")
+@click.option("--model", required=True, help="Short name, Hub id, Hugging Face folder, .gguf file, or module:factory.")
 @click.option("--target", "targets", required=True, multiple=True, help="<runtime>-<scheme>, as trt-int8; repeatable.")
 @click.option(
     "--output",
@@ -70,6 +70,9 @@ class _Folder(click.Path):
 @click.option("--dim", "dims", type=_DimRange(), multiple=True, help="Range of a dynamic dimension; repeatable.")
 @click.option("--opset", type=int, help="ONNX opset of the canonical graph.")
 @click.option("--drift-gate", default="", help="Bounds that replace the scheme's, as sqnr=30,cosine=0.99.")
+@click.option(
+    "--last-logits", is_flag=True, help="A language model answers only the last token's logits: faster prefill."
+)
 @click.option("--allow-unfused", is_flag=True, help="Export attention that cannot be fused, and record it.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and stop.")
 @click.option("--offline", is_flag=True, help="Never ask the Hub.")

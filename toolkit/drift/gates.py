@@ -38,6 +38,8 @@ _OUTPUT = (
 _TASK = (
     _Bound("accuracy_drop", "max_accuracy_drop", "accuracy_drop", "accuracy drop", "max", 0, 100, " points"),
     _Bound("top1", "min_top1_agreement", "top1_agreement", "top-1 agreement", "min", 0, 1),
+    _Bound("perplexity_ratio", "max_perplexity_ratio", "perplexity_ratio", "perplexity ratio", "max", 0, math.inf),
+    _Bound("kl", "max_kl", "kl", "KL", "max", 0, math.inf, " nats"),
     _Bound("overlap", "min_overlap_at_10", "overlap_at_10", "overlap@10", "min", 0, 1),
 )
 _ALL = {bound.key: bound for bound in (*_OUTPUT, *_TASK)}
@@ -46,11 +48,13 @@ _ALL = {bound.key: bound for bound in (*_OUTPUT, *_TASK)}
 def parse_gate(text: str, base: Gate) -> Gate:
     """`sqnr=30,cosine=0.99,max_abs=off` over `base`: what is named replaces the bound, the rest stays.
 
+    A key may be written with hyphens, as `perplexity-ratio=1.05`.
     Raises UsageError for an unknown or repeated key, and for a value that is no number or out of its range.
     """
     bounds: dict[str, float | None] = {}
     for part in text.split(","):
-        key, equals, value = (piece.strip() for piece in part.partition("="))
+        word, equals, value = (piece.strip() for piece in part.partition("="))
+        key = word.replace("-", "_")
         if not equals or key not in _ALL:
             raise UsageError(f"cannot read '{part.strip()}' in the drift gate '{text}'", hint=_hint(key))
         bound = _ALL[key]
@@ -63,10 +67,11 @@ def parse_gate(text: str, base: Gate) -> Gate:
 def check(stage: StageDrift, gate: Gate) -> list[str]:
     """A sentence for each failure: an output that could not be compared, or a metric beyond its bound.
 
-    A bound on a task metric that the stage does not have is not checked; `stage.failures` is not looked at.
+    A bound on a task metric that the stage does not have is not checked; `stage.failures` is not looked at. All the
+    outputs of a cache share their sentences, which are those of the worst.
     """
     sentences: list[str] = []
-    for output in stage.outputs:
+    for output in stage.grouped():
         sentences += _broken(f"output '{output.name}'", output, gate)
     if stage.task:
         sentences += _broken(f"{stage.task.metric} of '{stage.task.output}'", stage.task, gate)

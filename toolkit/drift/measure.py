@@ -2,25 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.drift import metrics
 from toolkit.drift.gates import judge
+from toolkit.drift.language import Reference, Whole, language_drift
 from toolkit.drift.padding import at_attended
 from toolkit.drift.report import OutputDrift, StageDrift, TaskDrift
+from toolkit.drift.summary import Summary, is_summary
 from toolkit.errors import UsageError
 from toolkit.types import Evaluation, Gate, ModelSpec, Session, Tensors
 
-__all__ = ["measure", "observe", "task_output"]
+__all__ = ["LOGITS", "answers", "measure", "observe", "task_output"]
+
+LOGITS = "logits"
+_LAST_ONLY = "the graph answers the last position's logits only, and perplexity needs every position's"
 
 
-def observe(session: Session, batches: Sequence[Tensors]) -> list[dict[str, NDArray[Any]]]:
-    """Run every batch and keep its outputs."""
-    return [session.run(batch) for batch in batches]
+def answers(
+    session: Session, batches: Iterable[Tensors], outputs: Collection[str] | None = None
+) -> Iterator[dict[str, NDArray[Any]]]:
+    """Run batch after batch, each when it is asked for, and keep only the named outputs, all by default."""
+    for batch in batches:
+        yield _kept(session.run(batch), outputs)
+
+
+def observe(
+    session: Session,
+    batches: Iterable[Tensors],
+    *,
+    outputs: Collection[str] | None = None,
+    spill: Path | None = None,
+) -> list[dict[str, NDArray[Any]]]:
+    """Run every batch and keep its outputs: those that are named, all by default.
+
+    With `spill`, a folder that is made, each array is written there and answered memory-mapped, read-only, so that
+    a text's logits take no memory. The folder must outlive what is answered, and is the caller's to remove.
+    """
+    kept = answers(session, batches, outputs)
+    if spill is None:
+        return list(kept)
+    spill.mkdir(parents=True, exist_ok=True)
+    return [_spilled(answer, spill / str(index)) for index, answer in enumerate(kept)]
 
 
 def measure(
@@ -34,13 +62,14 @@ def measure(
     gate: Gate | None = None,
     evaluation: Evaluation | None = None,
     evaluation_reference: Sequence[Tensors] = (),
-    evaluation_candidate: Sequence[Tensors] = (),
+    evaluation_candidate: Iterable[Tensors] = (),
 ) -> StageDrift:
     """Compare every output of `spec` at its worst over all batches, and the task metric, under `gate`.
 
     `reference` and `candidate` are the outputs of the same batches, in order; the `evaluation_` pair
-    likewise, of `evaluation.batches`. Given the `inputs` of the batches, padded positions do not count. What
-    cannot be compared (missing, NaN, Inf, wrong shape) is a failure in the answer.
+    likewise, of `evaluation.batches`, where the candidate's may be run as they are read (`answers`), and the
+    reference's may be summaries of its logits. Given the `inputs` of the batches, padded positions do not count.
+    What cannot be compared (missing, NaN, Inf, wrong shape) is a failure in the answer.
     Raises UsageError when there is nothing to compare on or the numbers of batches differ.
     """
     _require_same_count(stage, reference, candidate)
@@ -49,13 +78,14 @@ def measure(
     outputs = tuple(_output(tensor.name, reference, candidate) for tensor in spec.outputs)
     task = None
     if evaluation is not None:
-        _require_same_count(stage, evaluation_reference, evaluation_candidate)
-        task = _task(evaluation, task_output(spec), evaluation_reference, evaluation_candidate)
+        task = _evaluated(stage, spec, evaluation, evaluation_reference, evaluation_candidate)
     return judge(StageDrift(stage=stage, ran_on=ran_on, outputs=outputs, task=task), gate or Gate())
 
 
 def task_output(spec: ModelSpec) -> str:
-    """The output the task metric reads: the first of rank 2, as logits [batch, classes], else the first."""
+    """The output the task metric reads: a decoder's logits; else the first of rank 2, else the first."""
+    if spec.kind == "decoder":
+        return LOGITS
     flat = (tensor.name for tensor in spec.outputs if len(tensor.shape) == 2)
     return next(flat, spec.outputs[0].name)
 
@@ -73,6 +103,45 @@ def _output(name: str, reference: Sequence[Tensors], candidate: Sequence[Tensors
         relative_l2=max(batch.relative_l2 for batch in sums),
         max_abs=max(batch.peak for batch in sums),
     )
+
+
+def _evaluated(
+    stage: str, spec: ModelSpec, evaluation: Evaluation, reference: Sequence[Tensors], candidate: Iterable[Tensors]
+) -> TaskDrift:
+    name = task_output(spec)
+    if evaluation.metric == "language":
+        if spec.decoder and spec.decoder.last_logits:
+            return TaskDrift(metric="language", output=name, count=0, skipped=_LAST_ONLY)
+        _require_batches(stage, len(evaluation.batches), len(reference))
+        return language_drift(name, evaluation.batches, [_reference(batch, name) for batch in reference], candidate)
+    kept = list(candidate)
+    _require_same_count(stage, reference, kept)
+    return _task(evaluation, name, reference, kept)
+
+
+def _reference(batch: Tensors, name: str) -> Reference:
+    if is_summary(batch, name):
+        return Summary.of(batch, name)
+    if name not in batch:
+        raise UsageError(f"the reference of the evaluation has no '{name}'")
+    return Whole(batch[name])
+
+
+def _kept(answer: dict[str, NDArray[Any]], outputs: Collection[str] | None) -> dict[str, NDArray[Any]]:
+    return {name: array for name, array in answer.items() if outputs is None or name in outputs}
+
+
+def _spilled(answer: Tensors, place: Path) -> dict[str, NDArray[Any]]:
+    place.mkdir()
+    return {name: _mapped(array, place / f"{index}.npy") for index, (name, array) in enumerate(answer.items())}
+
+
+def _mapped(array: NDArray[Any], path: Path) -> NDArray[Any]:
+    np.save(path, array, allow_pickle=False)
+    # An empty file cannot be mapped, and costs nothing.
+    mode: Literal["r"] | None = "r" if array.size else None
+    mapped: NDArray[Any] = np.load(path, mmap_mode=mode, allow_pickle=False)
+    return mapped
 
 
 def _task(evaluation: Evaluation, name: str, reference: Sequence[Tensors], candidate: Sequence[Tensors]) -> TaskDrift:
@@ -123,4 +192,12 @@ def _require_same_count(stage: str, reference: Sequence[Tensors], candidate: Seq
         raise UsageError(
             f"stage '{stage}': drift needs the same batches on both sides, at least one; "
             f"the reference has {len(reference)}, the candidate {len(candidate)}"
+        )
+
+
+def _require_batches(stage: str, batches: int, reference: int) -> None:
+    if not batches or batches != reference:
+        raise UsageError(
+            f"stage '{stage}': perplexity needs the reference's answer to every batch of text, at least one; "
+            f"there are {batches} batches and {reference} answers"
         )

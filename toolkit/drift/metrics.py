@@ -16,6 +16,7 @@ __all__ = [
     "Moments",
     "accuracy",
     "cosine",
+    "defect",
     "failure",
     "max_abs",
     "moments",
@@ -91,15 +92,20 @@ def failure(reference: Array | None, candidate: Array | None) -> str:
     """Why the two cannot be compared, as half a sentence (missing, shape, NaN or Inf); empty if they can."""
     if reference is None:
         return "is missing from the reference"
-    if candidate is None:
-        return "is missing"
-    if reference.shape != candidate.shape:
-        return f"has shape {_shape(candidate)}, the reference has {_shape(reference)}"
-    for owner, array in (("of the reference ", reference), ("", candidate)):
-        broken = _broken(array)
+    if candidate is not None and candidate.shape == reference.shape:
+        broken = _broken_words(reference, "of the reference ")
         if broken:
-            return f"has {broken} of {array.size} values {owner}that are NaN, Inf or beyond 1e100"
-    return ""
+            return broken
+    return defect(candidate, reference.shape)
+
+
+def defect(array: Array | None, shape: tuple[int, ...]) -> str:
+    """Why an array cannot be compared with a reference of that shape, as half a sentence; empty if it can."""
+    if array is None:
+        return "is missing"
+    if array.shape != shape:
+        return f"has shape {_spelled(array.shape)}, the reference has {_spelled(shape)}"
+    return _broken_words(array)
 
 
 def sqnr_db(reference: Array, candidate: Array) -> float:
@@ -206,6 +212,11 @@ def _broken(array: Array) -> int:
     return sum(int(np.count_nonzero(~(np.abs(chunk) <= _LARGEST))) for (chunk,) in _pairs(array))
 
 
+def _broken_words(array: Array, owner: str = "") -> str:
+    broken = _broken(array)
+    return f"has {broken} of {array.size} values {owner}that are NaN, Inf or beyond 1e100" if broken else ""
+
+
 def _unit_rows(rows: Array) -> Chunk:
     wide = rows.astype(np.float64)
     norms = np.linalg.norm(wide, axis=1, keepdims=True)
@@ -225,4 +236,8 @@ def _require_rows(count: int, metric: str) -> None:
 
 
 def _shape(array: Array) -> str:
-    return f"[{', '.join(str(size) for size in array.shape)}]"
+    return _spelled(array.shape)
+
+
+def _spelled(shape: tuple[int, ...]) -> str:
+    return f"[{', '.join(str(size) for size in shape)}]"

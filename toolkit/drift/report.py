@@ -26,6 +26,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "DriftReport",
     "FiniteGate",
+    "GreedyDrift",
     "Metric",
     "OutputDrift",
     "StageDrift",
@@ -36,6 +37,8 @@ __all__ = [
 ]
 
 SCHEMA_VERSION = 1
+
+_CACHE = "present."
 
 
 def _number(value: float) -> float:
@@ -88,14 +91,27 @@ class OutputDrift(_Frozen):
         return self
 
 
-class TaskDrift(_Frozen):
-    """The task's own metric over `count` held-out rows.
+class GreedyDrift(_Frozen):
+    """Greedy continuations of reference and candidate, each fed its own tokens, over `steps` tokens a prompt.
 
-    Accuracies are in per cent and the drop in percentage points (negative: the candidate is better);
-    agreement and overlap are fractions of 1. None: not of this metric, or `failure` says why.
+    `agreement` is the fraction of all positions with the same token. `first_divergence` has for each prompt the step,
+    from 0, at which the two first differ, None where they never do.
     """
 
-    metric: Literal["accuracy", "retrieval"]
+    steps: int = Field(ge=1)
+    agreement: float = Field(ge=0, le=1)
+    first_divergence: tuple[int | None, ...] = Field(min_length=1)
+
+
+class TaskDrift(_Frozen):
+    """The task's own metric over `count` held-out rows, or positions of text.
+
+    Accuracies are in per cent and the drop in percentage points (negative: the candidate is better);
+    agreement and overlap are fractions of 1; `kl` is in nats a position, a lower bound where so marked.
+    None: not of this metric, or `failure` says why it could not be compared, or `skipped` why it was not measured.
+    """
+
+    metric: Literal["accuracy", "retrieval", "language"]
     output: str
     count: int
     reference_accuracy: Metric | None = None
@@ -103,7 +119,14 @@ class TaskDrift(_Frozen):
     accuracy_drop: Metric | None = None
     top1_agreement: Metric | None = None
     overlap_at_10: Metric | None = None
+    reference_perplexity: Metric | None = None
+    candidate_perplexity: Metric | None = None
+    perplexity_ratio: Metric | None = None
+    kl: Metric | None = None
+    kl_is_lower_bound: bool = False
+    greedy: GreedyDrift | None = None
     failure: str = ""
+    skipped: str = ""
 
 
 class Worst(_Frozen):
@@ -118,6 +141,8 @@ class Worst(_Frozen):
     accuracy_drop: Metric | None = None
     top1_agreement: Metric | None = None
     overlap_at_10: Metric | None = None
+    perplexity_ratio: Metric | None = None
+    kl: Metric | None = None
 
 
 class StageDrift(_Frozen):
@@ -137,6 +162,19 @@ class StageDrift(_Frozen):
             raise ValueError(f"stage '{self.stage}' says passed={self.passed} with {len(self.failures)} failures")
         return self
 
+    def grouped(self) -> tuple[OutputDrift, ...]:
+        """The outputs, with all of a cache (`present.N.key`, `present.N.value`) as one at its worst, `present.*`."""
+        cache = [output for output in self.outputs if output.name.startswith(_CACHE)]
+        if len(cache) < 2:
+            return self.outputs
+        others = tuple(output for output in self.outputs if not output.name.startswith(_CACHE))
+        return (*others, _merged(f"{_CACHE}*", cache))
+
+    def with_greedy(self, greedy: GreedyDrift) -> Self:
+        """The same measurement with greedy agreement in its task section, which is made where there is none."""
+        task = self.task or TaskDrift(metric="language", output="logits", count=0, skipped="there is no text for it")
+        return self.model_copy(update={"task": task.model_copy(update={"greedy": greedy})})
+
     def worst(self) -> Worst:
         """The lowest SQNR and cosine, the highest relative L2 and max abs of all outputs."""
         task = self.task
@@ -150,6 +188,8 @@ class StageDrift(_Frozen):
             accuracy_drop=task.accuracy_drop if task else None,
             top1_agreement=task.top1_agreement if task else None,
             overlap_at_10=task.overlap_at_10 if task else None,
+            perplexity_ratio=task.perplexity_ratio if task else None,
+            kl=task.kl if task else None,
         )
 
 
@@ -213,6 +253,20 @@ def _first(error: ValidationError) -> str:
     entry = error.errors()[0]
     place = ".".join(str(part) for part in entry["loc"])
     return f"{place}: {entry['msg']}" if place else entry["msg"]
+
+
+def _merged(name: str, outputs: Sequence[OutputDrift]) -> OutputDrift:
+    broken = [output for output in outputs if output.failure]
+    if broken:
+        where = f"'{broken[0].name}' {broken[0].failure}"
+        return OutputDrift(name=name, failure=f"fails in {len(broken)} of {len(outputs)}: {where}")
+    return OutputDrift(
+        name=name,
+        sqnr_db=_extreme(min, [output.sqnr_db for output in outputs]),
+        cosine=_extreme(min, [output.cosine for output in outputs]),
+        relative_l2=_extreme(max, [output.relative_l2 for output in outputs]),
+        max_abs=_extreme(max, [output.max_abs for output in outputs]),
+    )
 
 
 def _extreme(choose: Any, values: Sequence[float | None]) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from toolkit.drift.report import DriftReport, OutputDrift, StageDrift, TaskDrift
@@ -16,7 +17,7 @@ _NUMBERS = range(3, 8)
 
 
 def render(report: DriftReport) -> Table:
-    """A rich table, one row an output; a failing stage is red."""
+    """A rich table, one row an output and one for a cache; a failing stage is red."""
     from rich.table import Table
     from rich.text import Text
 
@@ -45,7 +46,7 @@ def _rows(report: DriftReport) -> list[tuple[str, ...]]:
 
 def _stage_rows(stage: StageDrift, loss: float | None) -> list[tuple[str, ...]]:
     rows = []
-    for index, output in enumerate(stage.outputs):
+    for index, output in enumerate(stage.grouped()):
         first = index == 0
         head = (stage.stage, stage.ran_on) if first else ("", "")
         lost = _decimals(loss, 1) if first else ""
@@ -70,10 +71,35 @@ def task_words(task: TaskDrift | None) -> str:
         return ""
     if task.failure:
         return "not comparable"
+    if task.metric == "language":
+        return ", ".join([*_language(task), *_greedy(task)])
     if task.metric == "retrieval":
         return f"overlap@10 {_decimals(task.overlap_at_10, 4)}"
     before, after = _decimals(task.reference_accuracy, 2), _decimals(task.candidate_accuracy, 2)
     return f"accuracy {before}% to {after}%, top-1 agreement {_decimals(task.top1_agreement, 4)}"
+
+
+def _language(task: TaskDrift) -> Iterator[str]:
+    if task.skipped:
+        yield f"not measured: {task.skipped}"
+        return
+    before, after = _decimals(task.reference_perplexity, 2), _decimals(task.candidate_perplexity, 2)
+    yield f"perplexity {before} → {after}"
+    yield f"KL {'≥ ' if task.kl_is_lower_bound else ''}{_digits(task.kl)}"
+    yield f"top-1 {_percent(task.top1_agreement)}"
+
+
+def _greedy(task: TaskDrift) -> Iterator[str]:
+    if task.greedy:
+        yield f"greedy {_percent(task.greedy.agreement)} of {task.greedy.steps}"
+
+
+def _digits(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2g}"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}%"
 
 
 def _decimals(value: float | None, places: int) -> str:

@@ -76,9 +76,10 @@ def _lower(node: ir.Node, emit: Emitter, masks: MaskBuilder) -> bool:
     if whole:
         _lower_flat(node, emit, attention, whole, mask)
     else:
-        inputs = [attention.query, attention.key, attention.value, mask]
-        fused = emit.before(node, "Attention", _trimmed(inputs), _attributes(attention), like=attention.output)
-        emit.replace(attention.output, fused.outputs[0])
+        inputs = [attention.query, attention.key, attention.value]
+        fused = _emit_attention(node, emit, attention, inputs, mask, {})
+        fused.shape, fused.type = attention.output.shape, attention.output.type
+        emit.replace(attention.output, fused)
     owner = node.graph
     if owner is not None:
         owner.remove(node, safe=True)
@@ -97,8 +98,8 @@ def _lower_flat(
     node: ir.Node, emit: Emitter, attention: FusedAttention, sources: list[ir.Value], mask: ir.Value | None
 ) -> None:
     heads, size = int_dim(attention.query, 1), int_dim(attention.value, 3)
-    attributes = _attributes(attention) | {"q_num_heads": heads, "kv_num_heads": int_dim(attention.key, 1)}
-    fused = emit.before(node, "Attention", _trimmed([*sources, mask]), attributes).outputs[0]
+    apart = {"q_num_heads": heads, "kv_num_heads": int_dim(attention.key, 1)}
+    fused = _emit_attention(node, emit, attention, sources, mask, apart)
     fused.dtype = attention.output.dtype
     fused.shape = ir.Shape([*list(_shape(sources[0]))[:2], (heads or 0) * (size or 0)])
     for merged in merged_heads(attention.output, (heads or 0) * (size or 0)):
@@ -106,13 +107,32 @@ def _lower_flat(
     if _is_used(attention.output):
         sizes = emit.constant(np.asarray([0, 0, heads, size], np.int64))
         split = emit.before(node, "Reshape", [fused, sizes]).outputs[0]
-        apart = emit.before(node, "Transpose", [split], {"perm": list(HEAD_SPLIT)}, like=attention.output)
-        emit.replace(attention.output, apart.outputs[0])
+        turned = emit.before(node, "Transpose", [split], {"perm": list(HEAD_SPLIT)}, like=attention.output)
+        emit.replace(attention.output, turned.outputs[0])
+
+
+def _emit_attention(
+    node: ir.Node,
+    emit: Emitter,
+    attention: FusedAttention,
+    values: list[ir.Value],
+    mask: ir.Value | None,
+    apart: dict[str, int | None],
+) -> ir.Value:
+    """The node on `values`, with the cache that the attention owns; answers its first output."""
+    inputs = _trimmed([*values, mask, attention.past_key, attention.past_value])
+    made = emit.before(node, "Attention", inputs, _attributes(attention) | apart, outputs=3 if attention.cached else 1)
+    presents = (attention.present_key, attention.present_value)
+    for old, new in zip(presents, made.outputs[1:], strict=False):
+        if old is not None:
+            new.shape, new.type = old.shape, old.type
+            emit.replace(old, new)
+    return made.outputs[0]
 
 
 def _attributes(attention: FusedAttention) -> dict[str, Any]:
     attributes: dict[str, Any] = {"scale": attention.scale}
-    if attention.is_causal:
+    if attention.is_causal and not attention.cached:
         attributes["is_causal"] = 1
     if attention.softcap:
         attributes["softcap"] = attention.softcap
@@ -120,7 +140,9 @@ def _attributes(attention: FusedAttention) -> dict[str, Any]:
 
 
 def _trimmed(inputs: list[ir.Value | None]) -> list[ir.Value | None]:
-    return inputs if inputs[-1] is not None else inputs[:-1]
+    while inputs and inputs[-1] is None:
+        inputs = inputs[:-1]
+    return inputs
 
 
 def _is_used(value: ir.Value) -> bool:

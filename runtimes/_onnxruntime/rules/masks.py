@@ -44,16 +44,17 @@ class _Mask:
 
     def __init__(self, emit: Emitter, node: ir.Node, attention: FusedAttention) -> None:
         self._emit, self._node, self._attention = emit, node, attention
+        self._right = _right_window(attention)
 
     def value(self, log: MaskBuilder) -> ir.Value | None:
         mask = self._rank_2_or_4()
-        if _has_geometry(self._attention):
+        if _has_geometry(self._attention, self._right):
             log.composed += 1
             return self._composed(mask)
         if mask is None or _written_out(mask, self._attention):
             return mask
         log.expanded += 1
-        lengths = self._op("Concat", self._length(self._attention.query), self._length(self._attention.key), axis=0)
+        lengths = self._op("Concat", self._length(self._attention.query), self._all_keys(), axis=0)
         return self._op("Expand", mask, lengths)
 
     def _composed(self, mask: ir.Value | None) -> ir.Value:
@@ -71,7 +72,7 @@ class _Mask:
         return self._op("Unsqueeze", mask, self._constant([0]), like=mask)
 
     def _window(self, distance: ir.Value) -> list[ir.Value]:
-        left, right = self._attention.left_window_size, self._attention.right_window_size
+        left, right = self._attention.left_window_size, self._right
         sides = []
         if left >= 0:
             sides.append(self._op("GreaterOrEqual", distance, self._constant(-left)))
@@ -89,12 +90,19 @@ class _Mask:
 
     def _distance(self) -> ir.Value:
         """Key position less query position, int64 [Sq, Skv]."""
-        rows = self._op("Unsqueeze", self._positions(self._attention.query), self._constant([1]))
-        return self._op("Sub", self._positions(self._attention.key), rows)
+        rows = self._positions(self._length(self._attention.query))
+        if self._attention.past_key is not None:
+            rows = self._op("Add", rows, self._length(self._attention.past_key))
+        return self._op("Sub", self._positions(self._all_keys()), self._op("Unsqueeze", rows, self._constant([1])))
 
-    def _positions(self, value: ir.Value) -> ir.Value:
-        length = self._op("Squeeze", self._length(value))
-        return self._op("Range", self._constant(0), length, self._constant(1))
+    def _positions(self, length: ir.Value) -> ir.Value:
+        return self._op("Range", self._constant(0), self._op("Squeeze", length), self._constant(1))
+
+    def _all_keys(self) -> ir.Value:
+        """How many keys there are, those of the past included."""
+        new = self._length(self._attention.key)
+        past = self._attention.past_key
+        return new if past is None else self._op("Add", self._length(past), new)
 
     def _length(self, value: ir.Value) -> ir.Value:
         size = value.shape[2] if value.shape is not None else None
@@ -124,12 +132,21 @@ class _Mask:
         return node.outputs[0]
 
 
-def _has_geometry(attention: FusedAttention) -> bool:
-    windows = (attention.left_window_size, attention.right_window_size)
-    return attention.alibi_slopes is not None or any(size >= 0 for size in windows)
+def _right_window(attention: FusedAttention) -> int:
+    """How many keys after its own a query sees (-1: all), as the mask must say it.
+
+    Behind a past causality is in the mask: kernels differ on where the causal attribute counts from.
+    """
+    return 0 if attention.cached and attention.is_causal else attention.right_window_size
+
+
+def _has_geometry(attention: FusedAttention, right: int) -> bool:
+    return attention.alibi_slopes is not None or attention.left_window_size >= 0 or right >= 0
 
 
 def _written_out(mask: ir.Value, attention: FusedAttention) -> bool:
+    if attention.cached:
+        return not _is_one(mask, -2) and not _is_one(mask, -1)
     return same_dim(mask, -2, attention.query, 2) and same_dim(mask, -1, attention.key, 2)
 
 
@@ -139,7 +156,12 @@ def _key(node: ir.Node, attention: FusedAttention) -> Hashable | None:
     if None in lengths:
         return None
     inputs = (id(node.graph), id(attention.attn_mask), id(attention.alibi_slopes))
-    return (*inputs, attention.left_window_size, attention.right_window_size, *lengths)
+    past = _dim(attention.past_key) if attention.past_key is not None else None
+    return (*inputs, attention.left_window_size, _right_window(attention), *lengths, past)
+
+
+def _is_one(value: ir.Value, axis: int) -> bool:
+    return value.shape is None or value.shape[axis] == 1
 
 
 def _dim(value: ir.Value) -> int | str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -23,6 +24,7 @@ def lower_attention(model: ir.Model) -> list[Step]:
 
     TensorRT takes one additive mask, no mask beside `is_causal`, no softcap and one head size for queries, keys and
     values; what lies outside is written as matrix products, which TensorRT runs without its fused kernel.
+    A cache is joined before the node: TensorRT refuses a past on it.
     Raises UnsupportedError below opset 23, which has no `Attention`, and for queries that are not [B, H, S, D].
     """
     nodes = attention_nodes(model)
@@ -50,7 +52,7 @@ class _Rule:
 
     def replace(self, node: ir.Node) -> None:
         """Put the standard form in the place of `node`."""
-        attention = read(node)
+        attention = self._joined(node, read(node))
         causal = attention.is_causal
         alone = causal and _causal_alone(attention)
         mask = self.masks.of(node, attention, causal=causal and not alone)
@@ -64,6 +66,26 @@ class _Rule:
             result = self.writer.node(node, "Where", [mask.attended, result, zero], attention.query.dtype)
         self._note(attention, refusal, mask)
         _take_over(node, result)
+
+    def _joined(self, node: ir.Node, attention: FusedAttention) -> FusedAttention:
+        """The attention over past and new keys; `past_key` stays known, for where the queries stand."""
+        if attention.past_key is None or attention.past_value is None:
+            return attention
+        pairs = (
+            (attention.past_key, attention.key, attention.present_key),
+            (attention.past_value, attention.value, attention.present_value),
+        )
+        key, value = (self._concat(node, *pair) for pair in pairs)
+        self.done["caches joined before attention", "TensorRT takes no past on the node"] += 1
+        return replace(attention, key=key, value=value)
+
+    def _concat(self, node: ir.Node, past: ir.Value, new: ir.Value, present: ir.Value | None) -> ir.Value:
+        joined = self.writer.node(node, "Concat", [past, new], new.dtype, {"axis": 2})
+        if present is not None:
+            name, joined.shape = present.name, present.shape
+            ir.convenience.replace_all_uses_with(present, joined, replace_graph_outputs=True)
+            present.name, joined.name = f"{name}.before", name
+        return joined
 
     def _standard(self, node: ir.Node, attention: FusedAttention, mask: Mask, causal: bool) -> ir.Value:
         inputs = [attention.query, self._distinct_key(node, attention), attention.value]
@@ -110,7 +132,7 @@ def _causal_alone(attention: FusedAttention) -> bool:
     """Whether `is_causal` may say it: no mask beside it, and as many keys as queries for certain."""
     unbounded = attention.left_window_size < 0 and attention.right_window_size < 0
     plain = attention.attn_mask is None and attention.alibi_slopes is None
-    return unbounded and plain and same_dim(attention.query, attention.key, 2)
+    return unbounded and plain and not attention.cached and same_dim(attention.query, attention.key, 2)
 
 
 def _masked(attention: FusedAttention, mask: Mask) -> str:
@@ -172,4 +194,4 @@ def _take_over(node: ir.Node, result: ir.Value) -> None:
     if made is None or node.graph is None:
         raise ValueError(f"node {node.name} is in no graph")
     result.shape, result.name = node.outputs[0].shape, node.outputs[0].name
-    ir.convenience.replace_nodes_and_values(node.graph, made, [node], [], list(node.outputs), [result])
+    ir.convenience.replace_nodes_and_values(node.graph, made, [node], [], [node.outputs[0]], [result])

@@ -20,7 +20,7 @@ _LEVELS = 128
 _SAME = frozenset(
     {
         "Reshape", "Transpose", "Unsqueeze", "Squeeze", "Flatten", "Identity", "Expand", "Slice", "Gather", "Split",
-        "Cast", "Gelu", "Relu", "Abs", "Neg", "Dropout", "QuantizeLinear",
+        "Cast", "Gelu", "Relu", "RotaryEmbedding", "Abs", "Neg", "Dropout", "QuantizeLinear",
     }
 )  # fmt: skip
 _UP_TO_ONE = frozenset({"Tanh", "Sigmoid", "Softmax", "Erf", "Sin", "Cos"})
@@ -48,9 +48,19 @@ def weight_of(value: ir.Value | None) -> np.ndarray | None:
     stored, scale = (_constant(source) for source in node.inputs[:2])
     if stored is None or scale is None:
         return None
-    shape = [-1 if axis == node.attributes.get_int("axis", 1) % stored.ndim else 1 for axis in range(stored.ndim)]
+    axis, block = node.attributes.get_int("axis", 1) % stored.ndim, node.attributes.get_int("block_size", 0)
+    if block:
+        blocks: np.ndarray = (stored.astype(np.float32) - _zero_point(node, block, axis)) * scale.repeat(block, axis)
+        return blocks
+    shape = [-1 if each == axis else 1 for each in range(stored.ndim)]
     exact: np.ndarray = stored.astype(np.float32) * (scale.reshape(shape) if scale.size > 1 else scale)
     return exact
+
+
+def _zero_point(node: ir.Node, block: int, axis: int) -> np.ndarray:
+    zero = _constant(node.inputs[2]) if len(node.inputs) > 2 else None
+    spread: np.ndarray = np.zeros((), np.float32) if zero is None else zero.astype(np.float32).repeat(block, axis)
+    return spread
 
 
 class _Bounds:
@@ -60,9 +70,20 @@ class _Bounds:
         self.known: dict[ir.Value, float] = {}
 
     def follow(self, node: ir.Node) -> None:
+        if is_attention(node):
+            self._follow_attention(node)
+            return
         bound = self._bound(node)
         for output in node.outputs:
             self.known[output] = bound
+
+    def _follow_attention(self, node: ir.Node) -> None:
+        """The output is a mean of values. A past holds what the model itself answered before, so it has its bound."""
+        attention = read(node)
+        key, value = self.of(attention.key), self.of(attention.value)
+        pairs = [(attention.past_key, key), (attention.past_value, value), (attention.output, value)]
+        pairs += [(attention.present_key, key), (attention.present_value, value)]
+        self.known.update((each, bound) for each, bound in pairs if each is not None)
 
     def of(self, value: ir.Value | None) -> float:
         if value is None:
@@ -73,8 +94,6 @@ class _Bounds:
         return self.known[value]
 
     def _bound(self, node: ir.Node) -> float:
-        if is_attention(node):
-            return self.of(read(node).value)
         if node.op_type in _SAME:
             return self.of(node.inputs[0])
         if node.op_type in _UP_TO_ONE:

@@ -20,16 +20,17 @@ __all__ = ["half_elsewhere"]
 
 _PRODUCTS = frozenset({"MatMul", "Gemm", "Conv"})
 _SCALE_ERROR = 2.0**-9
+_NEGLIGIBLE = 2.0**-14
 """Most relative error of a scale in fp16; normal numbers give 2^-11, scales below 1.5e-5 more."""
 
 
 def half_elsewhere(model: ir.Model) -> list[Step]:
-    """Cast what is not int8 to fp16, where its range is proven to fit; other graphs are left as they are.
+    """Cast what is not int8 or int4 to fp16, where its range is proven to fit; other graphs are left as they are.
 
     Normalisations, sums that cannot be bounded, and products with a scale that fp16 cannot hold stay fp32.
     Scales take the dtype of the tensors beside them, as TensorRT demands.
     """
-    if not any(node.op_type == "QuantizeLinear" for node in model.graph):
+    if not any(_is_quantized(node) for node in model.graph):
         return []
     _infer_dtypes(model)
     _detach_neutral_inputs(model)
@@ -44,6 +45,10 @@ def half_elsewhere(model: ir.Model) -> list[Step]:
         Step("lower", "scales in fp16", scales, "TensorRT wants the dtype of the tensor beside them"),
         *_unproven(decisions, casts),
     ]
+
+
+def _is_quantized(node: ir.Node) -> bool:
+    return node.op_type == "QuantizeLinear" or (node.op_type == "DequantizeLinear" and "block_size" in node.attributes)
 
 
 def _as_range(bound: float) -> Range:
@@ -84,7 +89,9 @@ def _loses(scale: ir.Value | None) -> bool:
     exact = scale.const_value.numpy().astype(np.float64)
     with np.errstate(over="ignore"):
         error = np.abs(exact.astype(np.float16).astype(np.float64) - exact)
-    return bool((error > _SCALE_ERROR * np.abs(exact)).any())
+    # A block whose weights are all next to nothing beside the others' may lose them.
+    negligible = _NEGLIGIBLE * np.abs(exact).max(initial=0.0) if exact.ndim > 1 else 0.0
+    return bool((error > np.maximum(_SCALE_ERROR * np.abs(exact), negligible)).any())
 
 
 def _retype_scales(model: ir.Model) -> int:

@@ -104,12 +104,17 @@ class _Composer:
 
     def _distance(self) -> ir.Value:
         rows = self._op("Unsqueeze", ir.DataType.INT64, self._positions(self.attention.query), self._ints([1]))
+        if self.attention.past_key is not None:
+            rows = self._op("Add", ir.DataType.INT64, rows, self._count(self.attention.past_key))
         return self._op("Sub", ir.DataType.INT64, self._positions(self.attention.key), rows)
 
     def _positions(self, tensor: ir.Value) -> ir.Value:
-        shape = self.writer.node(self.anchor, "Shape", [tensor], ir.DataType.INT64, {"start": 2, "end": 3})
-        count = self._op("Squeeze", ir.DataType.INT64, shape, self._ints([0]))
+        count = self._op("Squeeze", ir.DataType.INT64, self._count(tensor), self._ints([0]))
         return self._op("Range", ir.DataType.INT64, self._int(0), count, self._int(1))
+
+    def _count(self, tensor: ir.Value) -> ir.Value:
+        """How many positions the tensor has, int64 [1]."""
+        return self.writer.node(self.anchor, "Shape", [tensor], ir.DataType.INT64, {"start": 2, "end": 3})
 
     def _finite(self, mask: ir.Value) -> ir.Value:
         """The float mask in the model's dtype: -inf, and what overflows there, become the lowest that is safe."""
@@ -162,7 +167,8 @@ class _Composer:
 
 def _identity(attention: FusedAttention, causal: bool) -> Hashable:
     """What two attentions must have in common to share a mask: dimensions that are not known are never alike."""
-    lengths = tuple(_length(value) for value in (attention.query, attention.key))
+    lengths = [_length(value) for value in (attention.query, attention.key)]
+    lengths += [_length(attention.past_key)] if attention.past_key is not None else []
     return (
         *lengths,
         attention.query.dtype,

@@ -1,0 +1,185 @@
+"""A language model whose cache stays in place: past and present of each layer are one buffer, allocated once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtimes._onnxruntime import marks
+from runtimes._onnxruntime.session import OrtSession
+from toolkit.errors import UsageError
+from toolkit.generation.session_decoder import SessionDecoder
+from toolkit.types import Decoder, DecoderSpec, TensorSpec
+
+__all__ = ["OrtDecoder", "open_decoder"]
+
+_PAST = "past_key_values."
+
+
+def open_decoder(session: OrtSession, spec: DecoderSpec, *, limit: int, rows: int) -> Decoder:
+    """The fastest decoder that the graph allows: in place where its attention keeps the cache, else cache out and in.
+
+    Raises UsageError for a limit beyond the graph's tables of positions, or a limit or rows below 1.
+    """
+    held = session.metadata.get(marks.POSITIONS)
+    if held is not None and limit > int(held):
+        raise UsageError(
+            f"a cache of {limit} positions, and the graph was lowered for {held}",
+            hint=f"Give --context {held} or less, or export again with a larger --dim total_sequence.",
+        )
+    if session.metadata.get(marks.IN_PLACE):
+        return OrtDecoder(session, spec, limit=limit, rows=rows)
+    return SessionDecoder(session, session.inputs, spec, limit=limit, rows=rows)
+
+
+class OrtDecoder:
+    """Drives a graph of `GroupQueryAttention` nodes; see `Decoder`. Closing it closes the session.
+
+    Row r's positions are the first ones of its part of each buffer, [rows, Hkv, limit, D], whatever the other rows do.
+    Memory that no position has used is not touched. Raises UsageError for a limit or rows below 1.
+    """
+
+    def __init__(self, session: OrtSession, spec: DecoderSpec, *, limit: int, rows: int) -> None:
+        for name, value in (("limit", limit), ("rows", rows)):
+            if value < 1:
+                raise UsageError(f"{name} {value} is outside its range", hint="Allowed: 1 or more.")
+        self.ran_on = session.ran_on
+        self.limit, self.rows = limit, rows
+        self._session, self._spec = session, spec
+        self._logits = next(output for output in session.outputs if output.name == "logits")
+        self._names = [item.name for item in session.inputs if not item.name.startswith(_PAST)]
+        self._caches = {item.name: _cache(item, rows, limit) for item in session.inputs if item.name.startswith(_PAST)}
+        self._bound: tuple[int, int, Any] | None = None
+        self.start(rows)
+
+    def start(self, rows: int) -> None:
+        """Begin anew with an empty cache. Raises UsageError for more rows than were asked for."""
+        if not 1 <= rows <= self.rows:
+            raise UsageError(f"{rows} rows", hint=f"Allowed: 1 to {self.rows}.")
+        self._lengths = np.zeros(rows, np.int64)
+
+    def forward(
+        self, tokens: NDArray[np.int64], lengths: NDArray[np.int64], *, every: bool = False
+    ) -> NDArray[np.float32]:
+        """Append tokens and answer logits; see `Decoder.forward`. Rows of a past may be of several lengths."""
+        self._check(tokens, lengths, every)
+        if int(self._lengths.max()) + tokens.shape[1] <= self.limit:
+            logits = self._run(_Step.of(tokens, self._lengths, lengths), 0)
+        else:
+            logits = self._one_by_one(tokens, lengths)
+        self._lengths = self._lengths + lengths
+        if every:
+            return logits
+        last = np.zeros_like(lengths) if self._spec.last_logits else lengths - 1
+        answer: NDArray[np.float32] = logits[np.arange(len(logits)), last]
+        return answer
+
+    def rewind(self, length: int) -> None:
+        """Forget all but the first `length` positions. Raises UsageError for rows of several lengths."""
+        now = int(self._lengths[0])
+        if (self._lengths != now).any() or not 0 <= length <= now:
+            raise UsageError(
+                f"cannot go back to {length} positions from {self._lengths.tolist()}",
+                hint="Rows must be equally long, and at least that long.",
+            )
+        self._lengths = np.full_like(self._lengths, length)
+
+    def close(self) -> None:
+        """Close the session and free the cache."""
+        self._bound = None
+        self._caches = {}
+        self._session.close()
+
+    def _one_by_one(self, tokens: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Rows that differ so much that the longest one's past and the widest one's padding do not fit together."""
+        rows = []
+        for row, real in enumerate(lengths):
+            step = _Step.of(tokens[row : row + 1, :real], self._lengths[row : row + 1], lengths[row : row + 1])
+            logits = self._run(step, row)
+            missing = 0 if self._spec.last_logits else tokens.shape[1] - int(real)
+            rows.append(np.pad(logits, ((0, 0), (0, missing), (0, 0))))
+        return np.concatenate(rows)
+
+    def _run(self, step: _Step, first: int) -> NDArray[np.float32]:
+        """Logits [rows, S or 1, V] of the rows from `first` on."""
+        rows, count = step.input_ids.shape
+        binding = self._binding(first, rows)
+        for name in self._names:
+            binding.bind_cpu_input(name, getattr(step, name))
+        shape = (rows, 1 if self._spec.last_logits else count, self._spec.vocabulary)
+        logits = np.empty(shape, self._logits.dtype)
+        _bind(binding.bind_output, "logits", logits)
+        self._session.run_bound(binding)
+        return logits.astype(np.float32, copy=False)
+
+    def _binding(self, first: int, rows: int) -> Any:
+        """Past and present bound to the same memory, kept as long as the rows stay the same."""
+        if self._bound is None or self._bound[:2] != (first, rows):
+            binding = self._session.binding()
+            for name, whole in self._caches.items():
+                part = whole[first : first + rows]
+                _bind(binding.bind_input, name, part)
+                _bind(binding.bind_output, name.replace("past_key_values", "present", 1), part)
+            self._bound = (first, rows, binding)
+        return self._bound[2]
+
+    def _check(self, tokens: NDArray[np.int64], lengths: NDArray[np.int64], every: bool) -> None:
+        if not self._caches:
+            raise UsageError("the decoder is closed", hint="Open it again.")
+        rows = len(self._lengths)
+        fits = tokens.ndim == 2 and lengths.shape == (rows,) and len(tokens) == rows
+        if not fits or lengths.min() < 1 or lengths.max() > tokens.shape[1]:
+            raise UsageError(
+                f"tokens {list(tokens.shape)} with lengths {lengths.tolist()} for {rows} rows",
+                hint="Give [rows, n] tokens, of which 1 to n of each row are real.",
+            )
+        if tokens.min() < 0 or tokens.max() >= self._spec.vocabulary:
+            raise UsageError(
+                f"token {tokens.min() if tokens.min() < 0 else tokens.max()} is not in the vocabulary",
+                hint=f"Allowed: 0 to {self._spec.vocabulary - 1}.",
+            )
+        if every and self._spec.last_logits:
+            raise UsageError(
+                "the graph answers the last position's logits only", hint="Export it without --last-logits."
+            )
+        longest = int((self._lengths + lengths).max())
+        if longest > self.limit:
+            raise UsageError(
+                f"{longest} positions, the cache holds {self.limit}",
+                hint=f"Give --context {longest} or more, as far as the model goes.",
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """What goes in beside the cache, all int64: tokens and positions [rows, S], the mask [rows, longest past + S].
+
+    Of a row's mask only its sum and its last S columns, which belong to the new tokens, matter.
+    """
+
+    input_ids: NDArray[np.int64]
+    attention_mask: NDArray[np.int64]
+    position_ids: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, tokens: NDArray[np.int64], before: NDArray[np.int64], lengths: NDArray[np.int64]) -> _Step:
+        past, steps = np.arange(int(before.max())), np.arange(tokens.shape[1])
+        held, new = past < before[:, None], steps < lengths[:, None]
+        return cls(
+            np.ascontiguousarray(tokens, np.int64),
+            np.concatenate([held, new], axis=1).astype(np.int64),
+            # Padding takes the last real position: tables of positions end at the model's context.
+            before[:, None] + np.minimum(steps, lengths[:, None] - 1),
+        )
+
+
+def _cache(item: TensorSpec, rows: int, limit: int) -> NDArray[Any]:
+    _, heads, _, size = item.shape
+    return np.zeros((rows, int(heads), limit, int(size)), item.dtype)
+
+
+def _bind(bind: Any, name: str, array: NDArray[Any]) -> None:
+    bind(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)

@@ -1,0 +1,15 @@
+"""The lowering rules for ONNX Runtime's CUDA kernels, in order."""
+
+from __future__ import annotations
+
+from runtimes._onnxruntime.lowering import Rule
+from runtimes._onnxruntime.rules.attention import lower_attention
+from runtimes._onnxruntime.rules.block_linear import lower_block_linears
+
+__all__ = ["RULES"]
+
+RULES: tuple[Rule, ...] = (lower_attention, lower_block_linears)
+"""CUDA has kernels for the standard `Attention` (opset 23 and 24); its integer products exist on the CPU only.
+
+`GroupQueryAttention` exists there in half precision only, and its cache would have to stay on the device.
+"""

@@ -1,0 +1,1 @@
+"""Text generation over the `Decoder` protocol: sampling, text, streaming, speculation. Needs no PyTorch."""

@@ -1,0 +1,150 @@
+"""A `Decoder` over any session whose graph has the canonical names: the cache goes out and comes back in.
+
+Slower than a runtime's own decoder, which keeps the cache in place, and simple enough to be the reference for it.
+
+Columns of the cache are aligned on the right once a ragged batch is in: row r of n positions has its past in the
+last n columns, so its next token stands right behind it. Graphs that measure distances by column, as sliding
+windows and ALiBi do, then measure the right ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.errors import StageError, UsageError
+from toolkit.types import DecoderSpec, Session, TensorSpec
+
+__all__ = ["SessionDecoder"]
+
+
+class SessionDecoder:
+    """Drives a session with inputs `input_ids`, `attention_mask`, `position_ids` and `past_key_values.N.key|value`.
+
+    `inputs` are the model's own, which say what the cache's heads, sizes and dtypes are; of the first three, only
+    those among them are fed. Closing the decoder closes the session. Raises UsageError for a limit or a number of
+    rows that cannot be, StageError for inputs without a cache.
+    """
+
+    def __init__(
+        self, session: Session, inputs: Sequence[TensorSpec], spec: DecoderSpec, *, limit: int, rows: int
+    ) -> None:
+        for name, value in (("limit", limit), ("rows", rows)):
+            if value < 1:
+                raise UsageError(f"{name} {value} is outside its range", hint="Allowed: 1 or more.")
+        self.ran_on = session.ran_on
+        self.limit = limit
+        self.rows = rows
+        self._session = session
+        self._names = {item.name for item in inputs}
+        self._caches = {item.name: item for item in inputs if item.name.startswith("past_key_values.")}
+        self._spec = spec
+        if len(self._caches) != 2 * spec.layers:
+            raise StageError(
+                "session", f"the graph has {len(self._caches)} cache inputs for {spec.layers} layers",
+                hint="Export the model again: a decoder's graph has past_key_values.N.key and .value for each layer.",
+            )  # fmt: skip
+        self.start(rows)
+
+    def start(self, rows: int) -> None:
+        """Begin anew with an empty cache. Raises UsageError for more rows than were asked for."""
+        if not 1 <= rows <= self.rows:
+            raise UsageError(f"{rows} rows", hint=f"Allowed: 1 to {self.rows}.")
+        self._lengths = np.zeros(rows, np.int64)
+        self._past = {name: np.zeros(_empty(item, rows), item.dtype) for name, item in self._caches.items()}
+
+    def forward(
+        self, tokens: NDArray[np.int64], lengths: NDArray[np.int64], *, every: bool = False
+    ) -> NDArray[np.float32]:
+        """Append tokens and answer logits; see `Decoder.forward`."""
+        self._check(tokens, lengths, every)
+        ragged = bool((lengths != tokens.shape[1]).any())
+        logits, self._past = self._run(tokens, lengths)
+        self._lengths = self._lengths + lengths
+        if ragged:
+            gaps = tokens.shape[1] - lengths
+            self._past = {name: _realigned(array, self._lengths, gaps) for name, array in self._past.items()}
+        if every:
+            return logits
+        last = np.zeros_like(lengths) if self._spec.last_logits else lengths - 1
+        answer: NDArray[np.float32] = logits[np.arange(len(logits)), last]
+        return answer
+
+    def rewind(self, length: int) -> None:
+        """Forget all but the first `length` positions. Raises UsageError for rows of several lengths."""
+        now = int(self._lengths[0])
+        if (self._lengths != now).any() or not 0 <= length <= now:
+            raise UsageError(
+                f"cannot go back to {length} positions from {self._lengths.tolist()}",
+                hint="Rows must be equally long, and at least that long.",
+            )
+        self._past = {name: np.ascontiguousarray(array[:, :, :length]) for name, array in self._past.items()}
+        self._lengths = np.full_like(self._lengths, length)
+
+    def close(self) -> None:
+        """Close the session and let the cache go."""
+        self._past = {}
+        self._session.close()
+
+    def _check(self, tokens: NDArray[np.int64], lengths: NDArray[np.int64], every: bool) -> None:
+        rows = len(self._lengths)
+        fits = tokens.ndim == 2 and lengths.shape == (rows,) and len(tokens) == rows
+        if not fits or lengths.min() < 1 or lengths.max() > tokens.shape[1]:
+            raise UsageError(
+                f"tokens {list(tokens.shape)} with lengths {lengths.tolist()} for {rows} rows",
+                hint="Give [rows, n] tokens, of which 1 to n of each row are real.",
+            )
+        if tokens.min() < 0 or tokens.max() >= self._spec.vocabulary:
+            raise UsageError(
+                f"token {tokens.min() if tokens.min() < 0 else tokens.max()} is not in the vocabulary",
+                hint=f"Allowed: 0 to {self._spec.vocabulary - 1}.",
+            )
+        if every and self._spec.last_logits:
+            raise UsageError(
+                "the graph answers the last position's logits only", hint="Export it without --last-logits."
+            )
+        longest = int((self._lengths + lengths).max())
+        if longest > self.limit:
+            raise UsageError(
+                f"{longest} positions, the cache holds {self.limit}",
+                hint=f"Give --context {longest} or more, as far as the model goes.",
+            )
+
+    def _run(
+        self, tokens: NDArray[np.int64], lengths: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float32], dict[str, NDArray[Any]]]:
+        """Logits and presents of tokens behind the past."""
+        before, columns = self._lengths, next(iter(self._past.values())).shape[2]
+        steps = np.arange(tokens.shape[1])
+        held = np.arange(columns) >= columns - before[:, None]
+        feeds: dict[str, NDArray[Any]] = {
+            "input_ids": tokens,
+            "attention_mask": np.concatenate([held, steps < lengths[:, None]], axis=1).astype(np.int64),
+            # Padding takes the last real position: tables of positions end at the model's context.
+            "position_ids": before[:, None] + np.minimum(steps, lengths[:, None] - 1),
+            **self._past,
+        }
+        outputs = self._session.run({name: array for name, array in feeds.items() if name in self._names})
+        presents = {name: outputs[name.replace("past_key_values", "present", 1)] for name in self._past}
+        return outputs["logits"].astype(np.float32, copy=False), presents
+
+
+def _empty(item: TensorSpec, rows: int) -> tuple[int, int, int, int]:
+    _, heads, _, size = item.shape
+    return rows, int(heads), 0, int(size)
+
+
+def _realigned(present: NDArray[Any], lengths: NDArray[np.int64], gaps: NDArray[np.int64]) -> NDArray[Any]:
+    """Move each row's columns, `lengths` long and `gaps` before the end, to the right; cut what no row needs."""
+    ends = present.shape[2] - gaps
+    spans = enumerate(zip(ends - lengths, ends, strict=True))
+    return _joined([present[row : row + 1, :, start:end] for row, (start, end) in spans])
+
+
+def _joined(rows: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """Rows [1, heads, n, size] of several lengths as one array, aligned on the right, zeros before."""
+    width = max(row.shape[2] for row in rows)
+    return np.concatenate([np.pad(row, ((0, 0), (0, 0), (width - row.shape[2], 0), (0, 0))) for row in rows])
