@@ -46,7 +46,8 @@ class BuiltEngine:
     """One compiled file. Sizes in bytes; `kernels` counts the builder's own plan, where its log tells it.
 
     `attentions` of the graph became `fused_attentions` single kernels; `int8_products` are matrix products and
-    convolutions with int8 operands. All three are None where the log did not list the kernels.
+    convolutions with int8 operands. All three count every profile's kernels, and are None where the log did not list
+    them.
     """
 
     architecture: str

@@ -14,6 +14,7 @@ from runtimes._onnxruntime.emit import Emitter
 from runtimes._onnxruntime.lowering import lower_graph
 from runtimes._onnxruntime.rules.block_linear import lower_block_linears
 from runtimes._onnxruntime.rules.merge_linears import merge_linears
+from runtimes._onnxruntime.saturation import quantizes_activations
 from runtimes.ort_cpu import RUNTIME
 
 DTYPES = {"int4": TensorProto.INT4, "uint4": TensorProto.UINT4, "int8": TensorProto.INT8, "uint8": TensorProto.UINT8}
@@ -241,3 +242,22 @@ def test_weights_of_different_kinds_stay_apart(tmp_path):
     graph = lowered(gated(first, second), tmp_path, merge_linears, EXACT)
     kinds = [node.op_type for node in ir.load(graph.path).graph]
     assert (kinds.count("MatMulNBits"), kinds.count("Split")) == (2, 0)
+
+
+def test_a_tied_int8_table_opens_before_it_is_lowered(tmp_path):
+    # The option that keeps integer products exact without VNNI cannot load such a graph.
+    table = Blocks("w", (50, 64), "int8", axis=1, zero=0)
+    graph = written(tied(table), tmp_path)
+    assert not quantizes_activations(graph.path)
+    ids = np.array([[3, 49]])
+    x = np.ones((1, 2, 64), np.float32)
+    np.testing.assert_allclose(run(graph, ids=ids, x=x)["rows"], table.numbers[ids], rtol=0, atol=1e-6)
+
+
+def test_integer_products_are_seen(tmp_path):
+    node = helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"])
+    outputs = [helper.make_tensor_value_info("q", TensorProto.UINT8, ["n"])]
+    path = written(model_of([node], [floats("x", "n")], outputs, []), tmp_path).path
+    assert quantizes_activations(path)
+    path.write_bytes(b"not a graph")
+    assert not quantizes_activations(path)

@@ -67,8 +67,8 @@ def test_options_are_what_onnxruntime_takes():
     assert CudaOptions(device_id=1, gpu_mem_limit=1 << 30).as_strings()["gpu_mem_limit"] == "1073741824"
 
 
-def test_int8_is_not_claimed():
-    assert SCHEMES == ("fp32", "fp16")
+def test_int8_is_not_claimed_but_int4_weights_are():
+    assert SCHEMES == ("fp32", "fp16", "int4")
 
 
 @pytest.mark.requires_gpu
