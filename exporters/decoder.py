@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from exporters.cache import ExplicitCache
 from exporters.fused_attention.interface import NAME
 
-__all__ = ["CausalLM", "past_names", "present_names"]
+__all__ = ["CausalLM", "past_names", "present_names", "with_all_logits"]
 
 
 def past_names(layers: int) -> list[str]:
@@ -72,6 +72,13 @@ class CausalLM(nn.Module):
         return (torch.gather(hidden, 1, index), *rest)
 
 
+def with_all_logits(module: nn.Module) -> nn.Module:
+    """The same model, not a copy, answering logits at every position: a text's perplexity needs them all."""
+    if not (isinstance(module, CausalLM) and module.last_logits):
+        return module
+    return CausalLM(module.model, len(module._pasts) // 2).eval()
+
+
 def _last_real(attention_mask: Tensor, length: int) -> Tensor:
-    """Where each row's last real token is among the `length` new ones, int64 [B]."""
-    return attention_mask[:, attention_mask.shape[1] - length :].sum(dim=1) - 1
+    """Where each row's last real token is among the `length` new ones, int64 [B]; 0 in a row with none."""
+    return (attention_mask[:, attention_mask.shape[1] - length :].sum(dim=1) - 1).clamp(min=0)

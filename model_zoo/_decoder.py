@@ -27,7 +27,7 @@ _LONGEST = 8192
 """The default of the longest sequence: tables and TensorRT profiles grow with it. `--dim total_sequence=` raises it."""
 _GOLDEN = ((2, 8), (1, 16))
 _RAGGED = (7, 3, 5)
-_WINDOW, _WINDOWS = 256, 4
+_WINDOW, _WINDOWS, _STEPS = 256, 4, 128
 
 
 @dataclass(frozen=True)
@@ -129,8 +129,16 @@ class CausalFamily:
         )
 
     def evaluation(self, spec: ModelSpec) -> Evaluation | None:
-        """Held-out running text, for perplexity, KL divergence and top-1 agreement."""
+        """Held-out running text, for perplexity, KL divergence and top-1 agreement.
+
+        A graph with last logits only is fed token by token, so its text is shorter and its rows go in together.
+        """
         windows = _windows(spec, _text.shipped_passages("evaluation"), _WINDOWS)
+        if _decoder(spec).last_logits:
+            rows = _dims.within(_WINDOWS, spec.dims["batch"])
+            windows = [window[:_STEPS] for window in windows]
+            batches = (windows[start : start + rows] for start in range(0, len(windows), rows))
+            return Evaluation("language", tuple(_prefill(spec, batch) for batch in batches))
         return Evaluation("language", tuple(_prefill(spec, [window]) for window in windows))
 
     def assets(self, spec: ModelSpec) -> tuple[Path, ...]:

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.types import Session, Tensors
+from toolkit.types import ModelSpec, Session, Tensors
 
-__all__ = ["continued", "with_continuations"]
+__all__ = ["TokenByToken", "continued", "every_position", "with_continuations"]
 
 _LONGEST = 3
 
@@ -40,6 +40,37 @@ def continued(
         if name.startswith("present.")
     }
     return {"input_ids": ids, "attention_mask": mask, "position_ids": positions, **pasts}
+
+
+def every_position(session: Session, spec: ModelSpec) -> Session:
+    """A session that answers logits at every position, which perplexity needs: itself, or one token at a time."""
+    return TokenByToken(session) if spec.decoder is not None and spec.decoder.last_logits else session
+
+
+class TokenByToken:
+    """A graph with the last position's logits only, fed a text token by token with its cache, as in decoding.
+
+    Closing is left to whoever opened the session.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self.ran_on = session.ran_on
+        self._session = session
+
+    def run(self, inputs: Tensors) -> dict[str, NDArray[Any]]:
+        """`logits` [B, S, V] of the text `input_ids` [B, S] under its mask; the inputs' pasts must be empty."""
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        answer: Tensors = {name.replace("past_key_values", "present", 1): array for name, array in inputs.items()}
+        logits = []
+        for position in range(ids.shape[1]):
+            seen = mask[:, :position].sum(axis=1)
+            step = continued(answer, ids[:, position : position + 1], mask[:, : position + 1], seen)
+            answer = self._session.run({name: array for name, array in step.items() if name in inputs})
+            logits.append(answer["logits"])
+        return {"logits": np.concatenate(logits, axis=1)}
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
 def _continuation(session: Session, prefill: Tensors, new: int) -> dict[str, NDArray[Any]]:

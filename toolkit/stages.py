@@ -15,7 +15,7 @@ from runtimes import portable_session
 from toolkit import plugins
 from toolkit.atomic import publish, scratch
 from toolkit.bundle.read import is_bundle
-from toolkit.continuation import with_continuations
+from toolkit.continuation import every_position, with_continuations
 from toolkit.drift.gates import raise_if_failed
 from toolkit.drift.measure import answers, measure, observe, task_output
 from toolkit.drift.report import DriftReport, StageDrift
@@ -27,6 +27,8 @@ from toolkit.progress import Watch
 from toolkit.target import Target
 
 if TYPE_CHECKING:
+    from torch.nn import Module
+
     from toolkit.types import (
         Calibration,
         Decoder,
@@ -71,7 +73,7 @@ class Reference:
                 evaluation=self.evaluation,
                 evaluation_reference=self.evaluation_outputs,
                 # As they are read: the logits of a whole text need not be in memory.
-                evaluation_candidate=answers(session, batches, {task_output(plan.spec)}),
+                evaluation_candidate=answers(every_position(session, plan.spec), batches, {task_output(plan.spec)}),
             )
         finally:
             session.close()
@@ -103,7 +105,6 @@ class Stages:
 
     def from_pytorch(self) -> tuple[Reference, ExportedGraph]:
         """Load the model, run it as the reference, export it, and let it go."""
-        from exporters.reference import TorchSession
         from exporters.torch_export import export
 
         spec, request = self.plan.spec, self.plan.request
@@ -115,7 +116,7 @@ class Stages:
             module = family.load(spec)
             row.said = f"{spec.architecture}, {spec.weights} weights from {spec.source}"
         with self.watch.stage("reference") as row:
-            reference = self._reference(TorchSession(module))
+            reference = self._reference(module)
             row.said = reference.ran_on
         with self.watch.stage("export") as row:
             exported = export(
@@ -226,13 +227,17 @@ class Stages:
         raise_if_failed(DriftReport.of(reference.ran_on, [drift]))
         return drift
 
-    def _reference(self, session: Session) -> Reference:
+    def _reference(self, module: Module) -> Reference:
+        from exporters.decoder import with_all_logits
+        from exporters.reference import TorchSession
+
+        session = TorchSession(module)
         family, spec = plugins.family(self.plan.spec.family), self.plan.spec
         golden, evaluation = family.golden(spec), family.evaluation(spec)
         if spec.decoder is not None:
             golden = with_continuations(session, golden)
-        # From the last position's logits alone there is no perplexity: the report says so, nothing is run or shipped.
-        batches = evaluation.batches if evaluation and not (spec.decoder and spec.decoder.last_logits) else ()
+        batches = evaluation.batches if evaluation else ()
+        judged = TorchSession(with_all_logits(module)) if spec.decoder else session
         # A language model's logits of a whole text are larger than the model.
         spill = self.work / "reference" if evaluation and evaluation.metric == "language" else None
         return Reference(
@@ -240,7 +245,7 @@ class Stages:
             golden=golden,
             golden_outputs=tuple(observe(session, golden)),
             evaluation=evaluation,
-            evaluation_outputs=tuple(observe(session, batches, outputs={task_output(spec)}, spill=spill)),
+            evaluation_outputs=tuple(observe(judged, batches, outputs={task_output(spec)}, spill=spill)),
             greedy=Greedy.of(session, spec, golden) if spec.decoder else None,
         )
 

@@ -20,7 +20,6 @@ from toolkit.commands.check import command
 from toolkit.drift.measure import measure, observe
 from toolkit.drift.report import DriftReport, TaskDrift
 from toolkit.drift.summary import TOP
-from toolkit.drift.table import task_words
 from toolkit.errors import UsageError
 from toolkit.hashing import file_sha256, graph_sha256
 from toolkit.target import Target
@@ -126,14 +125,19 @@ def test_nan_logits_fail_the_check(tmp_path: Path) -> None:
     assert sentence.endswith("(batch 1)")
 
 
-def test_a_graph_with_last_logits_says_why_nothing_was_measured(tmp_path: Path) -> None:
+def test_a_graph_with_last_logits_is_fed_the_text_token_by_token(tmp_path: Path) -> None:
     class Last(Bigram):
         def run(self, inputs: Tensors) -> dict[str, np.ndarray]:
-            assert inputs["input_ids"].shape in {(1, 8), (2, 5)}
-            return super().run(inputs)
+            assert inputs["input_ids"].shape[1] == 1 or inputs["input_ids"].shape in {(1, 8), (2, 5)}
+            answer = super().run(inputs)
+            past = inputs["past_key_values.0.key"].shape[2]
+            assert inputs["attention_mask"].shape[1] == past + inputs["input_ids"].shape[1]
+            present = [np.concatenate([inputs["past_key_values.0.key"], answer["present.0.key"]], axis=2)] * 6
+            return {**dict(zip(answer, [answer["logits"], *present], strict=True)), "logits": answer["logits"]}
 
+    whole = check(open_bundle(bundle(tmp_path / "a")), Bigram)
     checked = check(open_bundle(bundle(tmp_path / "b", last_logits=True)), Last)
-    assert "last position's logits only" in task_words(checked.stages[0].task)
+    assert checked.stages[0].task == whole.stages[0].task
 
 
 def test_a_session_is_closed_also_when_it_fails(tmp_path: Path) -> None:

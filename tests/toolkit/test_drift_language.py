@@ -213,19 +213,6 @@ def test_what_cannot_be_measured_is_an_error() -> None:
         drift(outputs[:1], outputs[:1], Evaluation("language", ({"x": np.zeros(3)},)))
 
 
-def test_last_logits_are_not_measured_and_the_report_says_why() -> None:
-    spec = decoder_spec(last_logits=True)
-    session, golden = Bigram(), observe(Bigram(), BATCHES[:1])
-    stage = measure(
-        "engine", "numpy", golden, golden, spec, gate=Gate(max_kl=0.01), evaluation=EVALUATION,
-        evaluation_reference=observe(Bigram(), BATCHES), evaluation_candidate=answers(session, BATCHES),
-    )  # fmt: skip
-    assert stage.passed
-    assert session.runs == 0
-    assert "last position's logits only" in task_words(stage.task)
-    assert DriftReport.model_validate_json(DriftReport.of("torch", [stage]).model_dump_json()).stages == (stage,)
-
-
 def test_one_batch_at_a_time_is_asked_for() -> None:
     made: list[int] = []
 

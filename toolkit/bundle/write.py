@@ -39,6 +39,14 @@ __all__ = ["ASSETS", "DRIFT", "Contents", "engine_entry", "library_versions", "w
 ASSETS = "assets"
 DRIFT = "drift.json"
 
+_GENAI_CONFIG = "genai_config.json"
+_GENAI_ASSETS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+)
 _LIBRARIES = (
     "coremltools",
     "numpy",
@@ -86,10 +94,13 @@ def write_bundle(folder: Path, contents: Contents, *, command: str, gate: Gate |
 
     `command` is the exact command line; `gate` is what `check` will apply, by default that of the report's
     last stage. Graph and engine keep their names (weights are found by name) and are linked, not copied,
-    where they lie on the same disk. Raises UsageError for an asset that is missing or whose name is taken.
+    where they lie on the same disk. Where the engine's files have a `genai_config.json`, tokenizer files are linked
+    beside it. Raises UsageError for an asset that is missing or whose name is taken.
     """
     graph, *_ = _place_engine(folder, contents.engine)
     _place_assets(folder, contents.assets)
+    if Path(_GENAI_CONFIG) in contents.engine.files:
+        _place_beside_genai(folder)
     write_golden(folder, contents.golden, contents.golden_reference, contents.spec)
     if contents.evaluation is not None:
         output = task_output(contents.spec)
@@ -144,6 +155,14 @@ def _place_assets(folder: Path, assets: Sequence[Path]) -> None:
             raise UsageError(f"two assets are called '{asset.name}'")
         place.mkdir(exist_ok=True)
         shutil.copyfile(asset, place / asset.name)
+
+
+def _place_beside_genai(folder: Path) -> None:
+    """onnxruntime-genai reads a tokenizer only from the folder of its configuration; a link costs no space."""
+    for name in _GENAI_ASSETS:
+        asset = folder / ASSETS / name
+        if asset.is_file():
+            _link(asset, folder / name)
 
 
 def _manifest(folder: Path, contents: Contents, command: str, gate: Gate, graph: str) -> Manifest:

@@ -21,7 +21,6 @@ from toolkit.types import Evaluation, Gate, ModelSpec, Session, Tensors
 __all__ = ["LOGITS", "answers", "measure", "observe", "task_output"]
 
 LOGITS = "logits"
-_LAST_ONLY = "the graph answers the last position's logits only, and perplexity needs every position's"
 
 
 def answers(
@@ -110,8 +109,6 @@ def _evaluated(
 ) -> TaskDrift:
     name = task_output(spec)
     if evaluation.metric == "language":
-        if spec.decoder and spec.decoder.last_logits:
-            return TaskDrift(metric="language", output=name, count=0, skipped=_LAST_ONLY)
         _require_batches(stage, len(evaluation.batches), len(reference))
         return language_drift(name, evaluation.batches, [_reference(batch, name) for batch in reference], candidate)
     kept = list(candidate)
