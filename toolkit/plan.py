@@ -13,7 +13,7 @@ from toolkit import plugins
 from toolkit.drift.gates import parse_gate
 from toolkit.errors import UnsupportedError, UsageError
 from toolkit.target import Target, parse_target
-from toolkit.types import Dim, Gate, ModelSpec
+from toolkit.types import Dim, Gate, Kind, ModelSpec
 
 __all__ = ["Plan", "Request", "plan"]
 
@@ -99,13 +99,18 @@ def plan(request: Request) -> Plan:
     the_plan = Plan(request, spec, targets)
     the_plan.gate(Gate())
     for target in targets:
-        kinds = plugins.find("runtimes", target.runtime).literals.get("KINDS", ())
-        if spec.kind not in kinds:
-            raise UnsupportedError(
-                f"runtime '{target.runtime}' does not take models of kind '{spec.kind}'",
-                hint=f"{target.runtime} takes: {', '.join(kinds)}.",
-            )
+        _check_kind("runtimes", "runtime", target.runtime, spec.kind)
+        _check_kind("quantize.schemes", "scheme", target.scheme, spec.kind)
     return the_plan
+
+
+def _check_kind(group: plugins.Group, word: str, name: str, kind: Kind) -> None:
+    """A plug-in that lists no kinds takes them all."""
+    kinds = plugins.find(group, name).literals.get("KINDS", (kind,))
+    if kind not in kinds:
+        raise UnsupportedError(
+            f"{word} '{name}' does not take models of kind '{kind}'", hint=f"{name} takes: {', '.join(kinds)}."
+        )
 
 
 def _check_values(request: Request) -> None:

@@ -18,7 +18,7 @@ from toolkit.errors import UsageError
 if TYPE_CHECKING:
     from toolkit.types import Family, Runtime, Scheme
 
-__all__ = ["Listing", "family", "find", "listing", "nearest", "runtime", "scheme"]
+__all__ = ["Group", "Listing", "family", "find", "listing", "nearest", "runtime", "scheme"]
 
 Group = Literal["model_zoo", "quantize.schemes", "runtimes"]
 _WORD: Mapping[str, str] = {"model_zoo": "model family", "quantize.schemes": "scheme", "runtimes": "runtime"}

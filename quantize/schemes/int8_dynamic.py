@@ -11,7 +11,10 @@ from quantize.linears import Linear, excluded_step, find_linears, quantize_linea
 from quantize.nodes import lift_constants, new_node, unused_name
 from toolkit.types import Calibration, Gate, ModelSpec, PackedWeight, QuantConfig, Step
 
-__all__ = ["SCHEME", "DynamicInt8"]
+__all__ = ["KINDS", "SCHEME", "DynamicInt8"]
+
+KINDS = ("encoder", "vision", "module")
+"""Not language models: one scale for all of a tensor's outliers ruins them; their int8 is in the weights."""
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,7 @@ class OrtDecoder:
         self.ran_on = session.ran_on
         self.limit, self.rows = limit, rows
         self._session, self._spec = session, spec
+        self._by_row = session.metadata.get(marks.IN_PLACE) == marks.BY_ROW
         self._logits = next(output for output in session.outputs if output.name == "logits")
         self._names = [item.name for item in session.inputs if not item.name.startswith(_PAST)]
         self._caches = {item.name: _cache(item, rows, limit) for item in session.inputs if item.name.startswith(_PAST)}
@@ -66,7 +67,7 @@ class OrtDecoder:
     ) -> NDArray[np.float32]:
         """Append tokens and answer logits; see `Decoder.forward`. Rows of a past may be of several lengths."""
         self._check(tokens, lengths, every)
-        if int(self._lengths.max()) + tokens.shape[1] <= self.limit:
+        if self._goes_at_once(tokens.shape[1], lengths):
             logits = self._run(_Step.of(tokens, self._lengths, lengths), 0)
         else:
             logits = self._one_by_one(tokens, lengths)
@@ -93,8 +94,14 @@ class OrtDecoder:
         self._caches = {}
         self._session.close()
 
+    def _goes_at_once(self, steps: int, lengths: NDArray[np.int64]) -> bool:
+        """Whether all rows fit side by side, with their padding, into one run."""
+        longest = int(self._lengths.max())
+        simple = longest == 0 or steps == 1 or (len(lengths) == 1 and lengths[0] == steps)
+        return longest + steps <= self.limit and (simple or not self._by_row)
+
     def _one_by_one(self, tokens: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Rows that differ so much that the longest one's past and the widest one's padding do not fit together."""
+        """Rows that cannot go together, each without its padding."""
         rows = []
         for row, real in enumerate(lengths):
             step = _Step.of(tokens[row : row + 1, :real], self._lengths[row : row + 1], lengths[row : row + 1])

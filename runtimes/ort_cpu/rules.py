@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 import onnx_ir as ir
+import onnxruntime as ort
 from onnx_ir.passes.common import CommonSubexpressionEliminationPass
 
 from runtimes._onnxruntime.emit import Emitter
@@ -33,7 +34,13 @@ def rules_for(spec: ModelSpec) -> tuple[Rule, ...]:
         return _ALWAYS
     total = spec.dims.get("total_sequence")
     positions = total.max if total is not None else spec.decoder.context
-    return (_share, partial(lower_cached_attention, positions=positions), merge_linears, *_ALWAYS)
+    cached = partial(lower_cached_attention, positions=positions, query_lengths=_knows_query_lengths())
+    return (_share, cached, merge_linears, *_ALWAYS)
+
+
+def _knows_query_lengths() -> bool:
+    """Whether this ONNX Runtime's `GroupQueryAttention` can be told which new tokens are padding: 1.32 and newer."""
+    return tuple(map(int, ort.__version__.split(".")[:2])) >= (1, 32)
 
 
 def _share(model: ir.Model, emit: Emitter) -> list[Step]:

@@ -62,7 +62,7 @@ def test_each_feature_is_in_the_kernel(feature, tmp_path):
     kinds = operators(lowered)
     assert kinds.count("GroupQueryAttention") == 2
     assert not {"Attention", "RotaryEmbedding", "Transpose", "Cos"} & set(kinds)
-    assert ir.load(lowered.path).metadata_props[marks.IN_PLACE] == "in-place"
+    assert ir.load(lowered.path).metadata_props[marks.IN_PLACE] == marks.ALL_ROWS
 
 
 @settings(max_examples=15, deadline=None)

@@ -1,6 +1,7 @@
 """A language model with its cache in place: any way of feeding tokens gives the logits of one uncached forward."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -10,6 +11,9 @@ from ort_graphs import CachedCase, decoder_feeds, exported_decoder
 from runtimes import portable_session
 from runtimes._onnxruntime.decoder import OrtDecoder
 from runtimes._onnxruntime.engine import zero_inputs
+from runtimes._onnxruntime.lowering import lower_graph
+from runtimes._onnxruntime.rules.attention import lower_attention
+from runtimes._onnxruntime.rules.cached_attention import lower_cached_attention
 from runtimes.ort_cpu import RUNTIME
 from runtimes.ort_cuda import RUNTIME as CUDA_RUNTIME
 from toolkit.errors import UsageError
@@ -37,9 +41,12 @@ def llama_last(tmp_path_factory):
     return graph, RUNTIME.lower(graph, folder / "lowered")
 
 
-@pytest.fixture
-def opened(family):
+@pytest.fixture(params=["rows at once", "row by row"])
+def opened(request, family, tmp_path):
     graph, lowered = family
+    if request.param == "row by row":
+        cached = partial(lower_cached_attention, positions=64, query_lengths=False)
+        lowered = lower_graph(graph, tmp_path / "older", "ort-cpu", [cached, lower_attention])
     decoder = RUNTIME.decoder(
         lowered.path.parent, {"graph": lowered.path.name}, graph.spec.decoder, limit=LIMIT, rows=3
     )

@@ -27,10 +27,12 @@ _OP = "GroupQueryAttention"
 _THROUGH = frozenset({"Cast", "Identity", "Reshape", "Unsqueeze"})
 
 
-def lower_cached_attention(model: ir.Model, emit: Emitter, positions: int) -> list[Step]:
+def lower_cached_attention(model: ir.Model, emit: Emitter, positions: int, *, query_lengths: bool = True) -> list[Step]:
     """Replace every attention that owns a cache, or none: layers must agree on where a row's keys lie.
 
-    `positions` is how long rotary tables are made. Where one layer does not fit, the step says which and why, and
+    `positions` is how long rotary tables are made. `query_lengths` tells the kernel which new tokens are padding, which
+    needs ONNX Runtime 1.32 where the graph runs; without it a graph takes several tokens behind a past for a single
+    row only, and none of them padding. Where one layer does not fit, the step says which and why, and
     `lower_attention` takes them all.
     """
     nodes = [node for node in attention_nodes(model) if read(node).cached]
@@ -40,10 +42,10 @@ def lower_cached_attention(model: ir.Model, emit: Emitter, positions: int) -> li
     refusals = [f"{node.name}: {why}" for node in nodes if (why := _refusal(read(node), mask))]
     if refusals or mask is None:
         return [Step("lower", f"not lowered to {_OP}", len(nodes), refusals[0] if refusals else f"no {_MASK}")]
-    rule = _Rule(model, emit, mask, nodes[0], positions)
+    rule = _Rule(model, emit, mask, nodes[0], positions, query_lengths)
     for node in nodes:
         rule.lower(node)
-    model.metadata_props[marks.IN_PLACE] = "in-place"
+    model.metadata_props[marks.IN_PLACE] = marks.ALL_ROWS if query_lengths else marks.BY_ROW
     return rule.steps()
 
 
@@ -57,10 +59,12 @@ class _Lengths:
 
 
 class _Rule:
-    def __init__(self, model: ir.Model, emit: Emitter, mask: ir.Value, first: ir.Node, positions: int) -> None:
+    def __init__(
+        self, model: ir.Model, emit: Emitter, mask: ir.Value, first: ir.Node, positions: int, query_lengths: bool
+    ) -> None:
         self._model, self._emit, self._mask, self._first = model, emit, mask, first
         self._tables = RotaryTables(model, emit, positions)
-        self._positions = positions
+        self._positions, self._query_lengths = positions, query_lengths
         self._biases: dict[Hashable, ir.Value] = {}
         self._lengths: _Lengths | None = None
         self._outside: list[str] = []
@@ -77,13 +81,14 @@ class _Rule:
         attributes = _attributes(attention)
         if tables:
             attributes |= {"do_rotary": 1, "rotary_interleaved": int(interleaved)}
-        inputs += [None, None, None, None, None, lengths.new]
+        if self._query_lengths:
+            inputs += [None, None, None, None, None, lengths.new]
         fused = self._emit.before(node, _OP, inputs, attributes, domain="com.microsoft", outputs=3)
         self._connect(node, attention, fused)
         self._count += 1
 
     def steps(self) -> list[Step]:
-        steps = [Step("lower", f"FusedAttention -> {_OP}", self._count, "grouped queries, cache in place")]
+        steps = [Step("lower", f"FusedAttention -> {_OP}", self._count, self._reason())]
         if self._inside:
             self._model.metadata_props[marks.POSITIONS] = str(self._positions)
             what = f"tables of {self._positions} positions; {POSITIONS} are what the mask says"
@@ -93,6 +98,12 @@ class _Rule:
         if self._biases:
             steps.append(Step("lower", "ALiBi biases", len(self._biases), "from each row's own positions"))
         return steps
+
+    def _reason(self) -> str:
+        needs = (
+            "needs ONNX Runtime 1.32" if self._query_lengths else "several tokens behind a past for one row at a time"
+        )
+        return f"grouped queries, cache in place; {needs}"
 
     def _rotated(
         self, node: ir.Node, attention: FusedAttention

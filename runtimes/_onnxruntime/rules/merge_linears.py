@@ -95,8 +95,9 @@ class _Rule:
         else:
             inputs = [left[0], self._weight(right, anchor)]
         made = self._emit.before(anchor, first.op_type, inputs).outputs[0]
-        before = list(values[0].shape)[:-1] if values[0].shape is not None else [None, None]
-        made.dtype, made.shape = values[0].dtype, ir.Shape([*before, sum(map(_width, values))])
+        made.dtype = values[0].dtype
+        if values[0].shape is not None:
+            made.shape = ir.Shape([*list(values[0].shape)[:-1], sum(map(_width, values))])
         return made
 
     def _weight(self, values: Sequence[ir.Value], anchor: ir.Node) -> ir.Value:
@@ -138,7 +139,7 @@ def _mergeable(values: Sequence[ir.Value]) -> bool:
         return False
     if any(node is None or node.op_type != first.op_type or node.domain for node in nodes):
         return False
-    if any(value.is_graph_output() or int_dim(value, -1) is None for value in values):
+    if any(value.is_graph_output() or not _width(value) for value in values):
         return False
     left, right = ([node.inputs[index] for node in nodes if node is not None] for index in range(2))
     if first.op_type == "MatMul":
@@ -222,7 +223,11 @@ def _slice_start(node: ir.Node | None, whole: ir.Value, last: int) -> int | None
 
 
 def _width(value: ir.Value) -> int:
+    """The size of the last axis; of a product whose shape nobody noted, what its weight says. 0 where unknown."""
     size = int_dim(value, -1)
+    node = value.producer()
+    if size is None and node is not None and node.op_type == "MatMul" and node.inputs[1] is not None:
+        size = int_dim(node.inputs[1], -1)
     return size or 0
 
 
