@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +41,10 @@ class OrtCpu:
         """Open the graph and run it once on zeros. Raises StageError where that fails."""
         session = OrtSession(graph.path)
         try:
-            return executed_engine(graph, session)
+            engine = executed_engine(graph, session)
         finally:
             session.close()
+        return _with_genai(engine)
 
     def session(self, folder: Path, engine: Mapping[str, Any]) -> Session:
         """Open the engine's graph. Raises StageError where ONNX Runtime refuses it."""
@@ -51,6 +53,17 @@ class OrtCpu:
     def decoder(self, folder: Path, engine: Mapping[str, Any], spec: DecoderSpec, *, limit: int, rows: int) -> Decoder:
         """Open a language model, its cache in place where the graph allows. Raises UsageError for too long a limit."""
         return open_decoder(OrtSession(graph_file(folder, engine)), spec, limit=limit, rows=rows)
+
+
+def _with_genai(engine: Engine) -> Engine:
+    """A language model's engine also carries what onnxruntime-genai needs, or the reason why it cannot drive it."""
+    if engine.graph.spec.kind != "decoder":
+        return engine
+    from runtimes._onnxruntime.genai import write_genai
+
+    made = write_genai(engine.graph.path.parent, engine.graph.spec, engine.graph.path)
+    reason = {"genai": made.reason} if made.reason else {}
+    return replace(engine, files=(*engine.files, *made.files), details={**engine.details, **reason})
 
 
 RUNTIME = OrtCpu()

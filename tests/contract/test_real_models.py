@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from model_zoo._source import fetched
 from toolkit.bundle.read import Bundle, open_bundle, report
 from toolkit.cli import main
 from toolkit.drift.report import StageDrift
@@ -68,3 +69,26 @@ def test_vit_digits_keeps_its_accuracy(tmp_path: Path) -> None:
         assert task is not None
         assert (task.reference_accuracy or 0) >= 98
         assert (task.candidate_accuracy or 0) >= 98
+
+
+@pytest.mark.heavy
+def test_smollm2_carried_over_from_its_gguf_answers_a_question(tmp_path: Path) -> None:
+    if fetched("smollm2-135m-instruct") is None:
+        pytest.skip("smollm2 is not here: run python scripts/fetch_models.py")
+    request = Request(model="smollm2-135m-instruct", targets=("ort-cpu-int4",), output=tmp_path, offline=True)
+    (folder,) = export(plan(request))
+    bundle = open_bundle(folder)
+    drift = last(bundle)
+    assert drift.stage == "engine"
+    assert drift.task is not None
+    # The weights are the file's own: what is left is the rounding of activations to int8.
+    assert (drift.task.kl or 1) <= 0.005
+    assert (drift.task.perplexity_ratio or 2) <= 1.01
+    assert drift.task.greedy is not None
+    assert any("carried over exactly" in step.reason for step in bundle.manifest.steps)
+    question = ["run", str(folder), "--prompt", "What is the capital of France?", "--max-new-tokens", "24"]
+    result = CliRunner().invoke(main, question)
+    assert result.exit_code == 0, result.output
+    assert "Paris" in result.output
+    checked = CliRunner().invoke(main, ["check", str(folder)])
+    assert checked.exit_code == 0, checked.output
