@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from runtimes._onnxruntime.failures import as_stage_error
 from runtimes._onnxruntime.feeds import check_feeds, spec_of
+from runtimes._onnxruntime.kernels.register import register_kernels
 from runtimes._onnxruntime.saturation import int8_products_saturate, quantizes_activations
 from toolkit.errors import StageError, UnsupportedError, UsageError
 from toolkit.types import Tensors
@@ -49,6 +50,7 @@ class OrtSession:
         options = _options(provider, threads)
         if int8_products_saturate() and quantizes_activations(path):
             options.add_session_config_entry("session.x64quantprecision", "1")
+        own = register_kernels(options, path) if provider == CPU else ""
         chain = [(provider, dict(provider_options or {}))]
         with as_stage_error("session", f"cannot open {path}"):
             self._session: Any = ort.InferenceSession(str(path), options, providers=chain)
@@ -57,7 +59,8 @@ class OrtSession:
         self.inputs = tuple(spec_of(argument) for argument in self._session.get_inputs())
         self.outputs = tuple(spec_of(argument) for argument in self._session.get_outputs())
         self.metadata: Mapping[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
-        self.ran_on = f"onnxruntime {ort.__version__} {self._session.get_providers()[0]}"
+        provided = f"onnxruntime {ort.__version__} {self._session.get_providers()[0]}"
+        self.ran_on = f"{provided}, {own}" if own else provided
 
     def run(self, inputs: Tensors) -> dict[str, NDArray[Any]]:
         """All outputs by name.

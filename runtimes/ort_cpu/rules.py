@@ -16,11 +16,18 @@ from runtimes._onnxruntime.rules.cached_attention import lower_cached_attention
 from runtimes._onnxruntime.rules.int8_conv import fold_int8_conv_weights
 from runtimes._onnxruntime.rules.int8_linear import lower_int8_linears
 from runtimes._onnxruntime.rules.merge_linears import merge_linears
+from runtimes._onnxruntime.rules.own_linear import use_block_linear
 from toolkit.types import ModelSpec, Step
 
 __all__ = ["rules_for"]
 
-_ALWAYS: tuple[Rule, ...] = (lower_attention, lower_block_linears, lower_int8_linears, fold_int8_conv_weights)
+_ALWAYS: tuple[Rule, ...] = (
+    lower_attention,
+    lower_block_linears,
+    use_block_linear,
+    lower_int8_linears,
+    fold_int8_conv_weights,
+)
 
 
 def rules_for(spec: ModelSpec) -> tuple[Rule, ...]:

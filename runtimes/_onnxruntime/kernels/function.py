@@ -1,0 +1,62 @@
+"""What the operators of domain `toolkit.cpu` mean: model-local functions for a runtime that lacks the kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import onnx_ir as ir
+
+from runtimes._onnxruntime.kernels import DOMAIN
+
+__all__ = ["LINEAR", "LINEAR_OFFSET", "linear_function"]
+
+LINEAR = "BlockLinear"
+"""x float [.., K], B uint8 [N, K / block_size, block_size · bits / 8], scales float [N, K / block_size] -> [.., N]."""
+LINEAR_OFFSET = "BlockLinearOffset"
+"""The same with offsets float [K / block_size, N]: y += (sum of x over each block) · offset."""
+
+_ATTRIBUTES = ("K", "N", "bits", "block_size")
+_INT8_ACTIVATIONS = 4
+
+
+def linear_function(op_type: str, opset: int, rank: int | None = None) -> ir.Function:
+    """The body of `LINEAR` or `LINEAR_OFFSET`: `com.microsoft::MatMulNBits`, whose weights have the same form.
+
+    `opset` is the model's, 15 or later. Where x has the same `rank` at every call, giving it saves two nodes a call.
+    """
+    names = ("x", "B", "scales", "offsets")[: 4 if op_type == LINEAR_OFFSET else 3]
+    inputs = [ir.Value(name=name) for name in names]
+    body = _Body()
+    attributes = [ir.RefAttr(name, name, ir.AttributeType.INT) for name in _ATTRIBUTES]
+    level = ir.AttrInt64("accuracy_level", _INT8_ACTIVATIONS)
+    y = body.op("MatMulNBits", inputs[:3], [*attributes, level], domain="com.microsoft")
+    if op_type == LINEAR_OFFSET:
+        y = body.op("Add", [y, body.op("MatMul", [_block_sums(body, inputs[0], rank), inputs[3]])])
+    graph = ir.Graph(inputs, [y], nodes=body.nodes, opset_imports={"": opset, "com.microsoft": 1}, name=op_type)
+    declared = [ir.Attr(name, ir.AttributeType.INT, None) for name in _ATTRIBUTES]
+    return ir.Function(DOMAIN, op_type, graph=graph, attributes=declared)
+
+
+def _block_sums(body: _Body, x: ir.Value, rank: int | None) -> ir.Value:
+    """[.., K / block_size], whatever stands before."""
+    last = body.op("Constant", [], [ir.AttrInt64s("value_ints", [-1])])
+    size = body.op("Constant", [], [ir.RefAttr("value_int", "block_size", ir.AttributeType.INT)])
+    if rank is not None and rank > 1:
+        # Zeros keep dimensions as they are, so that the whole target is constant.
+        before = body.op("Constant", [], [ir.AttrInt64s("value_ints", [0] * (rank - 1))])
+    else:
+        before = body.op("Shape", [x], [ir.AttrInt64("end", -1)])
+    target = body.op("Concat", [before, last, body.op("Reshape", [size, last])], [ir.AttrInt64("axis", 0)])
+    return body.op("ReduceSum", [body.op("Reshape", [x, target]), last], [ir.AttrInt64("keepdims", 0)])
+
+
+class _Body:
+    def __init__(self) -> None:
+        self.nodes: list[ir.Node] = []
+
+    def op(self, op_type: str, inputs: Sequence[ir.Value], attributes: Any = (), domain: str = "") -> ir.Value:
+        node = ir.Node(domain, op_type, inputs, attributes, num_outputs=1)
+        node.outputs[0].name = f"{op_type}_{len(self.nodes)}"
+        self.nodes.append(node)
+        return node.outputs[0]
