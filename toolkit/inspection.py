@@ -27,7 +27,16 @@ _INTEGER_LINEARS = {
     "MatMulInteger",
     "QLinearConv",
     "QLinearMatMul",
-    *("DynamicQuantizeMatMul", "MatMulBnb4", "MatMulIntegerToFloat", "MatMulNBits", "QAttention", "QGemm"),
+    *(
+        "BlockLinear",
+        "BlockLinearOffset",
+        "DynamicQuantizeMatMul",
+        "MatMulBnb4",
+        "MatMulIntegerToFloat",
+        "MatMulNBits",
+        "QAttention",
+        "QGemm",
+    ),
 }
 _LINEARS = {"MatMul", "Gemm", "Conv", "FusedMatMul", "FusedGemm", "FusedConv"}
 _PASSES_WEIGHT = {"Cast", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}

@@ -167,7 +167,7 @@ class QuantizedGraph(Graph):
 
 @dataclass(frozen=True, slots=True)
 class LoweredGraph(Graph):
-    """The graph in the runtime's own dialect: no `toolkit` nodes and no functions are left."""
+    """The graph in the runtime's own dialect: no `toolkit` nodes are left, nor functions but those of own kernels."""
 
     scheme: str = "fp32"
     runtime: str = ""

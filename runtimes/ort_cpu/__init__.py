@@ -11,6 +11,7 @@ import onnxruntime as ort
 
 from runtimes._onnxruntime.decoder import open_decoder
 from runtimes._onnxruntime.engine import executed_engine, graph_file
+from runtimes._onnxruntime.kernels.build import instructions, library, reason
 from runtimes._onnxruntime.saturation import int8_products_saturate
 from runtimes._onnxruntime.session import OrtSession, physical_cores
 from toolkit.types import Decoder, DecoderSpec, Engine, LoweredGraph, QuantizedGraph, Readiness, Session
@@ -27,7 +28,9 @@ class OrtCpu:
     def readiness(self) -> Readiness:
         """Ready wherever onnxruntime imports; `device` tells of exact but slower int8 on processors without VNNI."""
         int8 = ", no VNNI: int8 takes exact but slower kernels" if int8_products_saturate() else ""
-        return Readiness(True, True, f"onnxruntime {ort.__version__}", f"CPU, {physical_cores()} cores{int8}")
+        path = library()
+        own = f", own {instructions(path)} kernels" if path else f", no own kernels: {reason()}"
+        return Readiness(True, True, f"onnxruntime {ort.__version__}", f"CPU, {physical_cores()} cores{int8}{own}")
 
     def lower(self, graph: QuantizedGraph, folder: Path) -> LoweredGraph:
         """Write `model.onnx` into `folder`. Raises StageError where a quantized Linear has no integer kernel."""

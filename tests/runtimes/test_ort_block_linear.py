@@ -107,8 +107,9 @@ def test_a_bias_goes_into_the_product(tmp_path):
 def test_the_runtime_rounds_activations_to_int8(tmp_path):
     weight = Blocks("w", (64, 24), "int4")
     graph = RUNTIME.lower(written(linear(weight), tmp_path, "int4"), tmp_path / "lowered")
-    (node,) = list(ir.load(graph.path).graph)
-    assert node.attributes.get_int("accuracy_level", 0) == 4
+    (function,) = ir.load(graph.path).functions.values()
+    (product,) = [node for node in function if node.op_type == "MatMulNBits"]
+    assert product.attributes.get_int("accuracy_level", 0) == 4
     x = np.random.default_rng(1).standard_normal((1, 3, 64)).astype(np.float32)
     expected = x @ weight.numbers
     assert np.linalg.norm(run(graph, x=x)["y"] - expected) < 0.02 * np.linalg.norm(expected)
