@@ -24,16 +24,17 @@ def apply_scheme(
     calibration: Calibration | None,
     folder: Path,
     packed: Mapping[str, PackedWeight],
+    recipe: QuantConfig | None = None,
 ) -> QuantizedGraph:
     """What `quantize.quantize` does; the arguments and errors are described there."""
     scheme = plugins.scheme(scheme_name)
-    recipe = scheme.recipe(graph.spec)
+    recipe = recipe or scheme.recipe(graph.spec)
     if _changes_nothing(recipe):
         step = Step("quantize", f"{scheme_name}: kept as exported", 0, "the scheme changes no node")
         return QuantizedGraph(graph.path, graph.sha256, graph.spec, (*graph.steps, step), scheme_name)
     model = _load(graph.path)
     before = _fingerprint(model)
-    steps = scheme.apply(model, graph.spec, calibration, packed)
+    steps = scheme.apply(model, graph.spec, calibration, packed, recipe)
     if _fingerprint(model) == before:
         raise _nothing_changed(graph, scheme_name, recipe, steps)
     path = folder / _FILE

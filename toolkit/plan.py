@@ -12,8 +12,9 @@ from model_zoo import resolve
 from toolkit import plugins
 from toolkit.drift.gates import parse_gate
 from toolkit.errors import UnsupportedError, UsageError
+from toolkit.recipe import tuned
 from toolkit.target import Target, parse_target
-from toolkit.types import Dim, Gate, Kind, ModelSpec
+from toolkit.types import Dim, Gate, Kind, ModelSpec, QuantConfig
 
 __all__ = ["Plan", "Request", "plan"]
 
@@ -33,6 +34,7 @@ class Request:
     dims: Mapping[str, Dim] = field(default_factory=dict)
     opset: int | None = None
     drift_gate: str = ""
+    recipe: str = ""
     allow_unfused: bool = False
     offline: bool = False
     trust_remote_code: bool = False
@@ -55,6 +57,10 @@ class Plan:
     def gate(self, base: Gate) -> Gate:
         """The scheme's gate with the bounds that the user replaced."""
         return parse_gate(self.request.drift_gate, base) if self.request.drift_gate else base
+
+    def recipe(self, target: Target) -> QuantConfig:
+        """The recipe of the target's scheme for this model, with what the user changed."""
+        return tuned(self.request.recipe, target.scheme, plugins.scheme(target.scheme).recipe(self.spec))
 
     def as_json(self) -> dict[str, Any]:
         """The plan as plain JSON types."""
@@ -101,6 +107,8 @@ def plan(request: Request) -> Plan:
     for target in targets:
         _check_kind("runtimes", "runtime", target.runtime, spec.kind)
         _check_kind("quantize.schemes", "scheme", target.scheme, spec.kind)
+        if request.recipe:
+            the_plan.recipe(target)
     return the_plan
 
 

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
         ExportedGraph,
         Gate,
         LoweredGraph,
-        QuantConfig,
         QuantizedGraph,
         Session,
         Step,
@@ -111,7 +110,7 @@ class Stages:
         family = plugins.family(spec.family)
         with self.watch.stage("load") as row:
             # Here, so that a bad calibration file costs nobody an export.
-            if any(self._recipe(target).calibration != "none" for target in self.plan.targets):
+            if any(self.plan.recipe(target).calibration != "none" for target in self.plan.targets):
                 self._calibrate()
             module = family.load(spec)
             row.said = f"{spec.architecture}, {spec.weights} weights from {spec.source}"
@@ -140,9 +139,9 @@ class Stages:
         if target.scheme in self.quantized:
             return self.quantized[target.scheme]
         with self.watch.stage("quantize", target.scheme) as row:
-            calibration = self._calibrate() if self._recipe(target).calibration != "none" else None
-            packed = packed_weights(self.plan.spec)
-            graph = quantize(exported, target.scheme, calibration, self.work / target.scheme, packed=packed)
+            recipe, packed = self.plan.recipe(target), packed_weights(self.plan.spec)
+            calibration = self._calibrate() if recipe.calibration != "none" else None
+            graph = quantize(exported, target.scheme, calibration, self.work / target.scheme, packed, recipe)
             unchanged = graph.path == exported.path
             name = f"quantize-{target.scheme}"
             drift = None if unchanged else self._measure(name, graph.path, reference, self._gate(target.scheme))
@@ -180,7 +179,7 @@ class Stages:
         """Put everything that ships into one folder, which appears whole or not at all."""
         from toolkit.bundle.write import Contents, write_bundle
 
-        place, recipe = self.places[target], self._recipe(target)
+        place, recipe = self.places[target], self.plan.recipe(target)
         with self.watch.stage("bundle", str(target)) as row:
             contents = Contents(
                 spec=self.plan.spec,
@@ -248,9 +247,6 @@ class Stages:
             evaluation_outputs=tuple(observe(judged, batches, outputs={task_output(spec)}, spill=spill)),
             greedy=Greedy.of(session, spec, golden) if spec.decoder else None,
         )
-
-    def _recipe(self, target: Target) -> QuantConfig:
-        return plugins.scheme(target.scheme).recipe(self.plan.spec)
 
     def _gate(self, scheme: str) -> Gate:
         return self.plan.gate(plugins.scheme(scheme).recipe(self.plan.spec).gate)

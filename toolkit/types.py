@@ -379,10 +379,12 @@ class Scheme(Protocol):
         spec: ModelSpec,
         calibration: Calibration | None,
         packed: Mapping[str, PackedWeight],
+        recipe: QuantConfig | None = None,
     ) -> list[Step]:
         """Rewrite the `onnx_ir.Model` in place and say what was done.
 
-        `packed` holds weights that the source had quantized already, by the name of their initializer.
+        `packed` holds weights that the source had quantized already, by the name of their initializer. `recipe` is
+        the scheme's own with what the user changed.
         """
         ...
 

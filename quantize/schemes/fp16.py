@@ -43,6 +43,7 @@ class Fp16:
         spec: ModelSpec,
         calibration: Calibration | None,
         packed: Mapping[str, PackedWeight],
+        recipe: QuantConfig | None = None,
     ) -> list[Step]:
         """Rewrite the graph in place. Raises UsageError without calibration, StageError on NaN or an unknown dtype."""
         given = require(calibration, "fp16")

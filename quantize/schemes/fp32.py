@@ -30,6 +30,7 @@ class Fp32:
         spec: ModelSpec,
         calibration: Calibration | None,
         packed: Mapping[str, PackedWeight],
+        recipe: QuantConfig | None = None,
     ) -> list[Step]:
         """Nothing is changed, and that is what the log says."""
         return []

@@ -38,12 +38,13 @@ class Int4:
         spec: ModelSpec,
         calibration: Calibration | None,
         packed: Mapping[str, PackedWeight],
+        recipe: QuantConfig | None = None,
     ) -> list[Step]:
         """Rewrite the Linears in place; without calibration data they are rounded to the nearest, and the log says so.
 
         Raises StageError where a weight or an activation is not finite, or a packed weight is not the graph's.
         """
-        return quantize_weights(model, spec, self.recipe(spec), calibration, packed, max_kl=self.max_kl)
+        return quantize_weights(model, spec, recipe or self.recipe(spec), calibration, packed, max_kl=self.max_kl)
 
 
 SCHEME = Int4(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -45,13 +45,16 @@ class StaticInt8:
         spec: ModelSpec,
         calibration: Calibration | None,
         packed: Mapping[str, PackedWeight],
+        recipe: QuantConfig | None = None,
     ) -> list[Step]:
         """Rewrite the Linears in place. Raises UsageError without calibration, StageError on NaN or Inf.
 
         A decoder takes no calibration data, and `packed` weights as the file had them.
         """
         if spec.kind == "decoder":
-            return quantize_weights(model, spec, self.decoder, calibration, packed)
+            return quantize_weights(model, spec, recipe or self.decoder, calibration, packed)
+        if recipe is not None and recipe != self.config:
+            return replace(self, config=recipe).apply(model, spec, calibration, packed)
         given = require(calibration, "int8")
         lift_constants(model)
         linears, excluded = self._linears(model)

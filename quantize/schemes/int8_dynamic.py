@@ -36,12 +36,14 @@ class DynamicInt8:
         spec: ModelSpec,
         calibration: Calibration | None,
         packed: Mapping[str, PackedWeight],
+        recipe: QuantConfig | None = None,
     ) -> list[Step]:
         """Rewrite the Linears in place. Raises StageError where a weight is not finite."""
+        exclude = (recipe or self.config).exclude
         lift_constants(model)
-        linears, excluded = split_excluded(find_linears(model.graph), self.config.exclude)
+        linears, excluded = split_excluded(find_linears(model.graph), exclude)
         steps = quantize_linears(model.graph, linears, lambda linear: _dynamic(model.graph, linear))
-        return [*steps, *excluded_step(excluded, self.config.exclude)]
+        return [*steps, *excluded_step(excluded, exclude)]
 
 
 def _dynamic(graph: ir.Graph, linear: Linear) -> list[ir.Node]:

@@ -73,6 +73,7 @@ class _Folder(click.Path):
 @click.option(
     "--last-logits", is_flag=True, help="A language model answers only the last token's logits: faster prefill."
 )
+@click.option("--recipe", default="", help="Changes to the scheme's recipe, as block-size=64,rounding=awq.")
 @click.option("--allow-unfused", is_flag=True, help="Export attention that cannot be fused, and record it.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and stop.")
 @click.option("--offline", is_flag=True, help="Never ask the Hub.")

@@ -1,0 +1,92 @@
+"""A scheme's recipe with what the user changed, as `--recipe block-size=64,rounding=awq` says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from toolkit import plugins
+from toolkit.errors import UsageError
+from toolkit.types import QuantConfig
+
+__all__ = ["tuned"]
+
+
+def tuned(text: str, scheme: str, base: QuantConfig) -> QuantConfig:
+    """`base`, the recipe of `scheme`, with the changes in `text`.
+
+    Several `exclude` patterns are separated by semicolons. Raises UsageError for a key that no scheme has, one that
+    is given twice, a value that is not allowed, or a key that this recipe has no use for.
+    """
+    tunable = _tunable(base)
+    changes: dict[str, Any] = {}
+    for part in filter(None, (piece.strip() for piece in text.split(","))):
+        key, separator, value = (piece.strip() for piece in part.partition("="))
+        if key not in _READ or not separator:
+            raise UsageError(f"'{part}' is no part of a recipe", hint=f"{plugins.nearest(key, _READ)}{_ALLOWED}")
+        if key.replace("-", "_") in changes:
+            raise UsageError(f"'{key}' is given twice in the recipe '{text}'", hint="Give each key once.")
+        if key not in tunable:
+            has = f"It can be tuned by: {', '.join(tunable)}." if tunable else "It cannot be tuned."
+            raise UsageError(f"scheme '{scheme}' has no '{key}' for this model", hint=f"{has} Leave it out here.")
+        changes[key.replace("-", "_")] = _READ[key](key, value)
+    return replace(base, **changes)
+
+
+def _tunable(base: QuantConfig) -> tuple[str, ...]:
+    if base.granularity == "per-block":
+        return (
+            ("block-size", "rounding", "symmetric", "exclude") if base.weights == "int4" else ("block-size", "exclude")
+        )
+    if base.weights != "int8":
+        return ()
+    calibrated = ("calibration",) if base.calibration in ("minmax", "percentile") else ()
+    return ("exclude", *calibrated, *(("smoothing",) if base.smoothing is not None else ()))
+
+
+def _one_of(*allowed: str) -> Callable[[str, str], str]:
+    def read(key: str, value: str) -> str:
+        if value not in allowed:
+            raise UsageError(f"'{value}' is no {key}", hint=f"Allowed: {', '.join(allowed)}.")
+        return value
+
+    return read
+
+
+def _block_size(key: str, value: str) -> int:
+    return int(_one_of("16", "32", "64", "128")(key, value))
+
+
+def _yes_or_no(key: str, value: str) -> bool:
+    return _one_of("yes", "no")(key, value) == "yes"
+
+
+def _patterns(key: str, value: str) -> tuple[str, ...]:
+    patterns = tuple(pattern.strip() for pattern in value.split(";") if pattern.strip())
+    if not patterns:
+        raise UsageError(f"{key} names no module", hint="Give patterns of module paths, as exclude=*.fc1;*.head.")
+    return patterns
+
+
+def _share(key: str, value: str) -> float | None:
+    if value == "off":
+        return None
+    try:
+        share = float(value)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise UsageError(f"'{value}' is no {key}", hint="Allowed: a number from 0 to 1, or off.")
+    return share
+
+
+_READ: Mapping[str, Callable[[str, str], Any]] = {
+    "block-size": _block_size,
+    "rounding": _one_of("nearest", "gptq", "awq", "hqq"),
+    "symmetric": _yes_or_no,
+    "exclude": _patterns,
+    "smoothing": _share,
+    "calibration": _one_of("minmax", "percentile"),
+}
+_ALLOWED = f"Allowed: {', '.join(_READ)}; as --recipe block-size=64,rounding=awq."
