@@ -39,9 +39,15 @@ def open_decoder(bundle: Bundle, *, limit: int, rows: int, on_cpu: bool = False,
     """The language model on the bundle's runtime, with a cache for `rows` rows of `limit` positions.
 
     With `on_cpu` the graph it was built from, on ONNX Runtime's CPU provider. Raises UsageError for a bundle of
-    another kind, and where it cannot run as `open_engine` does.
+    another kind or more rows than it was exported for, and where it cannot run as `open_engine` does.
     """
     spec, entry = decoder_spec(bundle), bundle.manifest.engine_mapping()
+    batch = bundle.manifest.dims.get("batch")
+    if batch is not None and not batch.min <= rows <= batch.max:
+        raise UsageError(
+            f"{rows} prompts at once; {bundle.folder} was exported for {batch.min} to {batch.max}",
+            hint=f"Give them in several runs, or export again with --dim batch={batch.min}:{batch.opt}:{rows}.",
+        )
     runtime = "ort-cpu" if on_cpu else bundle.manifest.target.runtime
     with _explained(bundle, otherwise):
         return plugins.runtime(runtime).decoder(bundle.folder, entry, spec, limit=limit, rows=rows)

@@ -200,6 +200,7 @@ def test_the_cache_is_as_long_as_needed_and_no_longer_than_the_model(root):
         (["model", "--prompt", "hi", "--stop", ""], "stop string is empty", "--stop"),
         (["mute", "--prompt", "hi"], "no tokenizer.json", "Export"),
         (["narrow", "--prompt", "hi"], "does not match", "tokenizer"),
+        (["model", *["--prompt", "hi"] * 5], "5 prompts at once", "--dim batch=1:1:5"),
         (["image", "--prompt", "hi", "--max-new-tokens", "5"], "--prompt, --max-new-tokens: for language", "INPUT"),
         (["image"], "there is no INPUT", "npz"),
         (["model", "--prompt", "hi", "--draft", "narrow"], "the draft has 100 tokens", "same family"),
