@@ -86,7 +86,9 @@ def test_smollm2_carried_over_from_its_gguf_answers_a_question(tmp_path: Path) -
     assert (drift.task.perplexity_ratio or 2) <= 1.01
     assert drift.task.greedy is not None
     assert any("carried over exactly" in step.reason for step in bundle.manifest.steps)
-    question = ["run", str(folder), "--prompt", "What is the capital of France?", "--max-new-tokens", "24"]
+    # A question whose first token is no tie in fp32: "The" 0.55, "Paris" 0.13; without "Answer …" it is 0.15 to 0.14.
+    asked = "What is the capital of France? Answer in one sentence."
+    question = ["run", str(folder), "--prompt", asked, "--max-new-tokens", "24"]
     result = CliRunner().invoke(main, question)
     assert result.exit_code == 0, result.output
     assert "Paris" in result.output
