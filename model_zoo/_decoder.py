@@ -228,7 +228,8 @@ def _tokens(config: Any, generation: Mapping[str, Any]) -> dict[str, tuple[int, 
     """Special token ids; `generation_config.json` knows better than the configuration."""
     found: dict[str, tuple[int, ...]] = {}
     for word in ("eos", "bos", "pad"):
-        value = generation.get(f"{word}_token_id", getattr(config, f"{word}_token_id", None))
+        given = generation.get(f"{word}_token_id")
+        value = getattr(config, f"{word}_token_id", None) if given is None else given
         listed = value if isinstance(value, list) else [value]
         found[word] = tuple(int(item) for item in listed if item is not None)
     return found

@@ -18,11 +18,11 @@ _LONGEST = 3
 def with_continuations(session: Session, prefills: Sequence[Tensors]) -> tuple[Tensors, ...]:
     """The prefills, and for each without padding its last tokens with the cache of those before as their past.
 
-    Several rows are continued by up to three tokens, as a chunk of a prompt is; a single row by one, as in decoding.
+    The first is continued by three tokens, as a chunk of a prompt is, the others by one, as in decoding.
     The session answers what the model itself would, so the pasts are real.
     """
     whole = [prefill for prefill in prefills if _length(prefill) > _LONGEST and prefill["attention_mask"].all()]
-    made = [_continuation(session, prefill, 1 if len(prefill["input_ids"]) == 1 else _LONGEST) for prefill in whole]
+    made = [_continuation(session, prefill, 1 if index else _LONGEST) for index, prefill in enumerate(whole)]
     return (*prefills, *made)
 
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         ExportedGraph,
         Gate,
         LoweredGraph,
+        ModelSpec,
         QuantizedGraph,
         Session,
         Step,
@@ -121,7 +122,7 @@ class Stages:
             exported = export(
                 module,
                 spec,
-                _sample(reference.golden),
+                _sample(reference.golden, spec),
                 self.work / "export",
                 opset=request.opset or DEFAULT_OPSET,
                 allow_unfused=request.allow_unfused,
@@ -284,10 +285,18 @@ class _Abandoned(Exception):  # noqa: N818 - it never leaves this file
     """The line ended without filling this place."""
 
 
-def _sample(golden: tuple[Tensors, ...]) -> Tensors:
-    """torch.export takes a size of 0 or 1 for a constant: rather a batch where no size is, as one with a past."""
-    wide = (batch for batch in golden if all(min(tensor.shape, default=2) > 1 for tensor in batch.values()))
-    return next(wide, golden[0])
+def _sample(golden: tuple[Tensors, ...], spec: ModelSpec) -> Tensors:
+    """torch.export takes a size of 0 or 1 for a constant: rather a batch where no dynamic size is, as one with a past.
+
+    A batch of one row serves as well: the export doubles it.
+    """
+    axes = [
+        (tensor.name, axis)
+        for tensor in spec.inputs
+        for axis, size in enumerate(tensor.shape)
+        if isinstance(size, str) and size != "batch"
+    ]
+    return next((batch for batch in golden if all(batch[name].shape[axis] > 1 for name, axis in axes)), golden[0])
 
 
 def _unfused(engine: Engine) -> tuple[str, ...]:

@@ -122,3 +122,15 @@ def test_swapped_attention_answers_as_the_original_did(kind: str, tmp_path: Path
         with fused(module):
             got = module(**batch)["logits"]
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"num_key_value_heads": 1}, {}], ids=["one key/value head", "one row"])
+def test_the_export_gets_a_sample_without_sizes_that_would_be_constants(options: Any, tmp_path: Path) -> None:
+    from toolkit.stages import _sample
+
+    dims = {} if options else {"batch": Dim(1, 1, 1)}
+    spec = describe(tmp_path / "m", options, dims=dims)
+    golden = with_continuations(session(spec), plugins.family(spec.family).golden(spec))
+    sample = _sample(golden, spec)
+    assert sample["past_key_values.0.key"].shape[2] == 5
+    assert sample["input_ids"].shape[1] == 3

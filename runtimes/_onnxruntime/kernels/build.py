@@ -65,7 +65,7 @@ def _found(switch: str, chosen: str) -> tuple[Path | None, str]:
         folder = Path(platformdirs.user_cache_dir("transformer-export-toolkit")) / "kernels"
         path = _built(folder, _compiler(chosen))
         fast = instructions(path) != _NAMES[_PORTABLE]
-    except (_UnavailableError, OSError, AttributeError) as error:
+    except (_UnavailableError, OSError, AttributeError, ValueError) as error:
         return None, str(error) or type(error).__name__
     if not fast and switch != "portable":
         return None, "this processor has no AVX2, without which ONNX Runtime's own kernels are faster"
