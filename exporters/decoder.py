@@ -9,18 +9,9 @@ from torch import Tensor, nn
 
 from exporters.cache import ExplicitCache
 from exporters.fused_attention.interface import NAME
+from toolkit.cache_names import past_names, present_names
 
 __all__ = ["CausalLM", "past_names", "present_names", "with_all_logits"]
-
-
-def past_names(layers: int) -> list[str]:
-    """`past_key_values.0.key`, `past_key_values.0.value`, and so on."""
-    return [f"past_key_values.{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
-
-
-def present_names(layers: int) -> list[str]:
-    """`present.0.key`, `present.0.value`, and so on."""
-    return [f"present.{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
 
 
 class CausalLM(nn.Module):

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import DynamicCache, GenerationMixin, PreTrainedModel
 
-from exporters.decoder import CausalLM, past_names, present_names
+from exporters.decoder import CausalLM
 from model_zoo import _calibration, _dims, _loading, _source, _text
 from model_zoo._resolve import needs_no_files
 from model_zoo._skeleton import SHAPES_ONLY, skeleton
+from toolkit.cache_names import past_names, present_names
 from toolkit.errors import UnsupportedError
 from toolkit.types import Calibration, DecoderSpec, Dim, Evaluation, ModelRequest, ModelSpec, Tensors, TensorSpec
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Cache, PreTrainedModel
 from transformers.models.bloom.modeling_bloom import BloomAttention, _get_alibi_slopes, dropout_add
 
-from exporters.fused_attention.interface import NAME, attention, make_selectable
+from exporters.fused_attention.interface import attention, swap_attention
 from model_zoo._decoder import CausalFamily
 
 __all__ = ["CONFIGS", "FAMILY", "MODEL_TYPES", "NAMES"]
@@ -26,42 +26,27 @@ CONFIGS = {
 
 
 def _swap(model: PreTrainedModel) -> None:
-    """Let every attention go through the toolkit's operator while that is selected, and stay itself otherwise."""
-    make_selectable(model)
-    for module in model.modules():
-        if isinstance(module, BloomAttention):
-            module.forward = _Forward(module, model.config)
+    swap_attention(model, BloomAttention, _fused)
 
 
-class _Forward:
-    """The forward of one attention module, called as Transformers calls it."""
-
-    def __init__(self, module: nn.Module, config: Any) -> None:
-        self._module: Any = module
-        self._original = module.forward
-        self._config = config
-
-    def __call__(
-        self,
-        hidden_states: Tensor,
-        residual: Tensor,
-        alibi: Tensor,
-        attention_mask: Tensor | None,
-        layer_past: Cache | None = None,
-        **others: Any,
-    ) -> Any:
-        """The projected attention with its residual, and no weights."""
-        if self._config._attn_implementation != NAME or layer_past is None:
-            return self._original(hidden_states, residual, alibi, attention_mask, layer_past=layer_past, **others)
-        own = self._module
-        query, key, value = own._reshape(own.query_key_value(hidden_states))
-        key, value = layer_past.update(key, value, own.layer_idx)
-        slopes = _get_alibi_slopes(own.num_heads, hidden_states.device)
-        mixed, _ = attention(
-            own, query, key, value, attention_mask, scaling=own.inv_norm_factor, alibi_slopes=slopes.flatten()
-        )
-        output = own.dense(mixed.reshape(*hidden_states.shape[:2], -1))
-        return dropout_add(output, residual, own.hidden_dropout, own.training), None
+def _fused(
+    own: Any,
+    hidden_states: Tensor,
+    residual: Tensor,
+    alibi: Tensor,
+    attention_mask: Tensor | None,
+    layer_past: Cache,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """The projected attention with its residual, and no weights."""
+    query, key, value = own._reshape(own.query_key_value(hidden_states))
+    key, value = layer_past.update(key, value, own.layer_idx)
+    slopes = _get_alibi_slopes(own.num_heads, hidden_states.device)
+    mixed, _ = attention(
+        own, query, key, value, attention_mask, scaling=own.inv_norm_factor, alibi_slopes=slopes.flatten()
+    )
+    output = own.dense(mixed.reshape(*hidden_states.shape[:2], -1))
+    return dropout_add(output, residual, own.hidden_dropout, own.training), None
 
 
 FAMILY = CausalFamily("bloom", CONFIGS, _swap)

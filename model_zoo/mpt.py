@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Cache, PreTrainedModel
 from transformers.models.mpt.modeling_mpt import MptAttention, build_mpt_alibi_tensor
 
-from exporters.fused_attention.interface import NAME, attention, make_selectable
+from exporters.fused_attention.interface import attention, swap_attention
 from model_zoo._decoder import CausalFamily
 
 __all__ = ["CONFIGS", "FAMILY", "MODEL_TYPES", "NAMES"]
@@ -27,49 +27,28 @@ CONFIGS = {
 
 
 def _swap(model: PreTrainedModel) -> None:
-    """Let every attention go through the toolkit's operator while that is selected, and stay itself otherwise."""
-    make_selectable(model)
-    for module in model.modules():
-        if isinstance(module, MptAttention):
-            module.forward = _Forward(module, model.config)
+    swap_attention(model, MptAttention, _fused)
 
 
-class _Forward:
-    """The forward of one attention module, called as Transformers calls it."""
-
-    def __init__(self, module: nn.Module, config: Any) -> None:
-        self._module: Any = module
-        self._original = module.forward
-        self._config = config
-
-    def __call__(
-        self,
-        hidden_states: Tensor,
-        position_bias: Tensor,
-        past_key_values: Cache | None = None,
-        attention_mask: Tensor | None = None,
-        **others: Any,
-    ) -> Any:
-        """The projected attention, and no weights."""
-        if self._config._attn_implementation != NAME or past_key_values is None:
-            return self._original(
-                hidden_states,
-                position_bias=position_bias,
-                past_key_values=past_key_values,
-                attention_mask=attention_mask,
-                **others,
-            )
-        own = self._module
-        joined = own.Wqkv(hidden_states)
-        if own.clip_qkv:
-            joined = joined.clamp(min=-own.clip_qkv, max=own.clip_qkv)
-        shape = (*hidden_states.shape[:2], own.n_heads, own.head_dim)
-        query, key, value = (part.reshape(shape).transpose(1, 2) for part in joined.chunk(3, dim=2))
-        key, value = past_key_values.update(key, value, own.layer_idx)
-        mixed, _ = attention(
-            own, query, key, value, attention_mask, scaling=own.softmax_scale, alibi_slopes=_slopes(own.n_heads)
-        )
-        return own.out_proj(mixed.reshape(*hidden_states.shape[:2], -1)), None
+def _fused(
+    own: Any,
+    hidden_states: Tensor,
+    position_bias: Tensor,
+    past_key_values: Cache,
+    attention_mask: Tensor | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """The projected attention, and no weights."""
+    joined = own.Wqkv(hidden_states)
+    if own.clip_qkv:
+        joined = joined.clamp(min=-own.clip_qkv, max=own.clip_qkv)
+    shape = (*hidden_states.shape[:2], own.n_heads, own.head_dim)
+    query, key, value = (part.reshape(shape).transpose(1, 2) for part in joined.chunk(3, dim=2))
+    key, value = past_key_values.update(key, value, own.layer_idx)
+    mixed, _ = attention(
+        own, query, key, value, attention_mask, scaling=own.softmax_scale, alibi_slopes=_slopes(own.n_heads)
+    )
+    return own.out_proj(mixed.reshape(*hidden_states.shape[:2], -1)), None
 
 
 def _slopes(heads: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from quantize.blocks import Blocks, Grid, codes
 from quantize.linears import add_initializer
 from quantize.nodes import map_tensor, new_node, unused_name
 
-__all__ = ["Rounded", "dequantize_node", "held", "lazily", "rounded"]
+__all__ = ["Offsets", "Rounded", "append", "dequantize_node", "held", "lazily", "rounded"]
 
 Array = NDArray[Any]
 
@@ -87,11 +87,16 @@ def dequantize_node(graph: ir.Graph, weight: ir.Value, made: Rounded, before: ir
     return node.outputs[0]
 
 
-def drop_unused(graph: ir.Graph, weights: Iterable[ir.Value]) -> None:
-    """Remove initializers that nothing reads any more."""
-    for weight in dict.fromkeys(weights):
-        if weight.name in graph.initializers and not weight.uses() and not weight.is_graph_output():
-            del graph.initializers[str(weight.name)]
+def append(
+    graph: ir.Graph, after: ir.Node | None, op_type: str, inputs: list[ir.Value | None], name: str, **attributes: Any
+) -> ir.Value:
+    """The float32 output of a new node right behind another, whose metadata it carries."""
+    if after is None:
+        raise ValueError(f"nothing makes what {name} follows")
+    made = new_node(op_type, inputs, unused_name(graph, name), after, **attributes)
+    made.outputs[0].dtype = ir.DataType.FLOAT
+    graph.insert_after(after, made)
+    return made.outputs[0]
 
 
 class Offsets:
@@ -111,8 +116,8 @@ class Offsets:
         product = node.outputs[0]
         readers = [(use.node, use.idx) for use in product.uses()]
         sums = self._block_sums(node, block_size)
-        correction = self._node("MatMul", [sums, offset], f"{product.name}_offset", node, after=node)
-        total = self._node("Add", [product, correction], f"{product.name}_exact", node, after=correction.producer())
+        correction = append(self._graph, node, "MatMul", [sums, offset], f"{product.name}_offset")
+        total = append(self._graph, correction.producer(), "Add", [product, correction], f"{product.name}_exact")
         total.shape = product.shape
         for reader, index in readers:
             reader.replace_input_with(index, total)
@@ -130,26 +135,17 @@ class Offsets:
                 self._graph, f"{name}_block_shape", ir.tensor(np.array([0] * (rank - 1) + [blocks, block_size]))
             )
             axes = add_initializer(self._graph, f"{name}_block_axis", ir.tensor(np.array([rank])))
-            split = self._node("Reshape", [source, target], f"{name}_blocks", node)
-            sums = self._node("ReduceSum", [split, axes], f"{name}_block_sums", node, keepdims=0)
+            split = self._before(node, "Reshape", [source, target], f"{name}_blocks")
+            sums = self._before(node, "ReduceSum", [split, axes], f"{name}_block_sums", keepdims=0)
             self._sums[source, block_size] = sums
         return self._sums[source, block_size]
 
-    def _node(
-        self,
-        op_type: str,
-        inputs: list[ir.Value | None],
-        output: str,
-        origin: ir.Node,
-        after: ir.Node | None = None,
-        **attributes: Any,
+    def _before(
+        self, node: ir.Node, op_type: str, inputs: list[ir.Value | None], name: str, **attributes: Any
     ) -> ir.Value:
-        made = new_node(op_type, inputs, unused_name(self._graph, output), origin, **attributes)
+        made = new_node(op_type, inputs, unused_name(self._graph, name), node, **attributes)
         made.outputs[0].dtype = ir.DataType.FLOAT
-        if after is None:
-            self._graph.insert_before(origin, made)
-        else:
-            self._graph.insert_after(after, made)
+        self._graph.insert_before(node, made)
         return made.outputs[0]
 
 

@@ -14,7 +14,7 @@ from quantize.nodes import constant, map_tensor, module_path, new_node, unused_n
 from toolkit.errors import StageError
 from toolkit.types import Step
 
-__all__ = ["Linear", "excluded_step", "find_linears", "quantize_linears", "split_excluded"]
+__all__ = ["Linear", "drop_unused", "excluded_step", "find_linears", "quantize_linears", "split_excluded"]
 
 _MIXING = frozenset({"MatMul", "Gemm", "Conv", "FusedAttention", "Attention", "Einsum"})
 """Operators past which a tensor is no longer the image that was fed."""
@@ -79,7 +79,7 @@ def quantize_linears(graph: ir.Graph, linears: list[Linear], activation: Quantiz
             activations[linear.activation] = _insert(graph, linear.node, activation(linear))
         linear.node.replace_input_with(0, activations[linear.activation])
         linear.node.replace_input_with(1, weights[weight_key])
-    _drop_unused(graph, [linear.weight for linear in linears])
+    drop_unused(graph, [linear.weight for linear in linears])
     return _steps(linears, len(weights), len(activations))
 
 
@@ -171,10 +171,11 @@ def _insert(
     return output
 
 
-def _drop_unused(graph: ir.Graph, weights: list[ir.Value]) -> None:
+def drop_unused(graph: ir.Graph, weights: Iterable[ir.Value]) -> None:
+    """Remove initializers that nothing reads any more."""
     for weight in dict.fromkeys(weights):
-        if weight.name and not weight.uses() and not weight.is_graph_output():
-            del graph.initializers[weight.name]
+        if weight.name in graph.initializers and not weight.uses() and not weight.is_graph_output():
+            del graph.initializers[str(weight.name)]
 
 
 def _steps(linears: list[Linear], weights: int, activations: int) -> list[Step]:

@@ -6,14 +6,11 @@ Transpose in front of a head's MatMul. A runtime looks rows up in the integers a
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import onnx_ir as ir
 
-from quantize.block_nodes import Offsets, Rounded, dequantize_node, drop_unused
-from quantize.linears import add_initializer
-from quantize.nodes import new_node, unused_name
+from quantize.block_nodes import Offsets, Rounded, append, dequantize_node
+from quantize.linears import add_initializer, drop_unused
 from quantize.tables import Table
 
 __all__ = ["write_table"]
@@ -45,11 +42,11 @@ def _add_to_rows(graph: ir.Graph, node: ir.Node, offset: ir.Value, block_size: i
     split = _constant(graph, f"{rows.name}_split", [0] * (rank - 1) + [blocks, block_size])
     joined = _constant(graph, f"{rows.name}_joined", [0] * (rank - 1) + [blocks * block_size])
     axis = _constant(graph, f"{rows.name}_axis", [rank])
-    found = _append(graph, node, "Gather", [offset, ids], f"{rows.name}_offset", axis=0)
-    wide = _append(graph, found.producer(), "Unsqueeze", [found, axis], f"{rows.name}_offset_wide")
-    by_block = _append(graph, wide.producer(), "Reshape", [rows, split], f"{rows.name}_blocks")
-    total = _append(graph, by_block.producer(), "Add", [by_block, wide], f"{rows.name}_sum")
-    exact = _append(graph, total.producer(), "Reshape", [total, joined], f"{rows.name}_exact")
+    found = append(graph, node, "Gather", [offset, ids], f"{rows.name}_offset", axis=0)
+    wide = append(graph, found.producer(), "Unsqueeze", [found, axis], f"{rows.name}_offset_wide")
+    by_block = append(graph, wide.producer(), "Reshape", [rows, split], f"{rows.name}_blocks")
+    total = append(graph, by_block.producer(), "Add", [by_block, wide], f"{rows.name}_sum")
+    exact = append(graph, total.producer(), "Reshape", [total, joined], f"{rows.name}_exact")
     exact.shape = rows.shape
     for reader, index in readers:
         reader.replace_input_with(index, exact)
@@ -57,19 +54,8 @@ def _add_to_rows(graph: ir.Graph, node: ir.Node, offset: ir.Value, block_size: i
 
 def _add_to_head(graph: ir.Graph, node: ir.Node, offset: ir.Value, block_size: int, offsets: Offsets) -> None:
     transpose = node.inputs[1].producer() if node.inputs[1] is not None else None
-    turned = _append(graph, transpose, "Transpose", [offset], f"{offset.name}_transposed", perm=[1, 0])
+    turned = append(graph, transpose, "Transpose", [offset], f"{offset.name}_transposed", perm=[1, 0])
     offsets.add(node, turned, block_size)
-
-
-def _append(
-    graph: ir.Graph, after: ir.Node | None, op_type: str, inputs: list[ir.Value | None], name: str, **attributes: Any
-) -> ir.Value:
-    if after is None:
-        raise ValueError(f"nothing makes what {name} follows")
-    made = new_node(op_type, inputs, unused_name(graph, name), after, **attributes)
-    made.outputs[0].dtype = ir.DataType.FLOAT
-    graph.insert_after(after, made)
-    return made.outputs[0]
 
 
 def _constant(graph: ir.Graph, name: str, values: list[int]) -> ir.Value:

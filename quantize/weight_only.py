@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
-from quantize.block_nodes import Offsets, Rounded, dequantize_node, drop_unused
-from quantize.linears import Linear, add_initializer, excluded_step, find_linears, split_excluded
+from quantize.block_nodes import Offsets, Rounded, dequantize_node
+from quantize.linears import Linear, add_initializer, drop_unused, excluded_step, find_linears, split_excluded
 from quantize.matmuls import gemms_to_matmuls, last_linears
 from quantize.nodes import lift_constants, module_path
 from quantize.rounding import round_by_data, round_nearest

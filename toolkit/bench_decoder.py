@@ -18,6 +18,7 @@ import numpy as np
 
 from toolkit.bench import REST_SECONDS, Ratio, label_of, turn_ratio
 from toolkit.bench_process import Contender, Worker, load_average, physical_cores, start_worker
+from toolkit.cache_names import is_past
 from toolkit.errors import UsageError
 from toolkit.sessions import context_of, decoder_spec
 
@@ -214,14 +215,16 @@ def _read(worker: Worker, bundle: Bundle, settings: DecoderSettings) -> int:
 def _weight_bytes(bundle: Bundle) -> int:
     """Bytes of the engine's own files: the graph with its data, or what was compiled."""
     entry = bundle.manifest.engine
-    names = entry.files or (bundle.manifest.graph, f"{bundle.manifest.graph}.data")
+    # Beside its graph, a bundle of ONNX Runtime's has configuration alone.
+    compiled = [name for name in entry.files if not name.endswith(".json")]
+    names = compiled or (bundle.manifest.graph, f"{bundle.manifest.graph}.data")
     return sum(bundle.manifest.files[name].bytes for name in names if name in bundle.manifest.files)
 
 
 def _cache_bytes(inputs: Sequence[TensorSpec], settings: DecoderSettings) -> int:
     """Bytes of the cache at its mean length while tokens are generated."""
     positions = settings.prompt_tokens + settings.new_tokens / 2
-    caches = [item for item in inputs if item.name.startswith("past_key_values.")]
+    caches = [item for item in inputs if is_past(item.name)]
     a_position = sum(
         math.prod(size for size in item.shape if isinstance(size, int)) * np.dtype(item.dtype).itemsize
         for item in caches

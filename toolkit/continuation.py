@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.cache_names import is_past, is_present, past_of, present_of
 from toolkit.types import ModelSpec, Session, Tensors
 
 __all__ = ["TokenByToken", "continued", "every_position", "with_continuations"]
@@ -34,11 +35,7 @@ def continued(
     `lengths` [B] counts each row's real tokens so far: where the new ones stand.
     """
     positions = lengths[:, None] + np.arange(ids.shape[1])
-    pasts = {
-        name.replace("present", "past_key_values", 1): array
-        for name, array in answer.items()
-        if name.startswith("present.")
-    }
+    pasts = {past_of(name): array for name, array in answer.items() if is_present(name)}
     return {"input_ids": ids, "attention_mask": mask, "position_ids": positions, **pasts}
 
 
@@ -60,7 +57,7 @@ class TokenByToken:
     def run(self, inputs: Tensors) -> dict[str, NDArray[Any]]:
         """`logits` [B, S, V] of the text `input_ids` [B, S] under its mask; the inputs' pasts must be empty."""
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
-        answer: Tensors = {name.replace("past_key_values", "present", 1): array for name, array in inputs.items()}
+        answer: Tensors = {present_of(name): array for name, array in inputs.items() if is_past(name)}
         logits = []
         for position in range(ids.shape[1]):
             seen = mask[:, :position].sum(axis=1)

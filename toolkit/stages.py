@@ -15,9 +15,9 @@ from runtimes import portable_session
 from toolkit import plugins
 from toolkit.atomic import publish, scratch
 from toolkit.bundle.read import is_bundle
-from toolkit.continuation import every_position, with_continuations
+from toolkit.continuation import with_continuations
 from toolkit.drift.gates import raise_if_failed
-from toolkit.drift.measure import answers, measure, observe, task_output
+from toolkit.drift.measure import judged, measure, observe, task_output
 from toolkit.drift.report import DriftReport, StageDrift
 from toolkit.drift.table import task_words
 from toolkit.generation.session_decoder import SessionDecoder
@@ -60,7 +60,6 @@ class Reference:
 
     def drift(self, stage: str, session: Session, plan: Plan, gate: Gate) -> StageDrift:
         """Run the session on the same inputs, close it, and say how far its outputs are."""
-        batches = self.evaluation.batches if self.evaluation else ()
         try:
             return measure(
                 stage,
@@ -72,8 +71,7 @@ class Reference:
                 gate=gate,
                 evaluation=self.evaluation,
                 evaluation_reference=self.evaluation_outputs,
-                # As they are read: the logits of a whole text need not be in memory.
-                evaluation_candidate=answers(every_position(session, plan.spec), batches, {task_output(plan.spec)}),
+                evaluation_candidate=judged(session, self.evaluation, plan.spec),
             )
         finally:
             session.close()
@@ -189,7 +187,7 @@ class Stages:
                 report=report,
                 golden=reference.golden,
                 golden_reference=reference.golden_outputs,
-                evaluation=reference.evaluation if reference.evaluation_outputs else None,
+                evaluation=reference.evaluation,
                 evaluation_reference=reference.evaluation_outputs,
                 assets=plugins.family(self.plan.spec.family).assets(self.plan.spec),
                 calibration=self.calibration if recipe.calibration != "none" else None,

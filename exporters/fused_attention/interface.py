@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from exporters.cache import active_cache
 from exporters.fused_attention.torch_op import cached_attention, fused_attention
 from toolkit.errors import UnsupportedError
 
-__all__ = ["NAME", "attention", "attention_mask", "make_selectable", "register"]
+__all__ = ["NAME", "attention", "attention_mask", "register", "swap_attention"]
 
 NAME = "toolkit"
 """The value of `attn_implementation` that selects the toolkit's operator."""
@@ -43,8 +44,13 @@ def register() -> None:
     AttentionMaskInterface.register(NAME, attention_mask)
 
 
-def make_selectable(model: PreTrainedModel) -> None:
-    """Let `set_attn_implementation` work on a model whose own code would refuse it, once its attention is swapped."""
+def swap_attention(model: PreTrainedModel, kind: type[nn.Module], fused: Callable[..., Any]) -> None:
+    """Give modules of `kind`, which compute attention by hand, a forward that goes through the operator.
+
+    `fused(module, ...)` is called as Transformers calls the module, and answers what it does; only while the toolkit's
+    attention is selected and a cache is active. Otherwise the module stays itself. `set_attn_implementation` then works
+    on the model, whose own code would refuse it.
+    """
 
     def select(name: str) -> None:
         model.config._attn_implementation = name
@@ -52,6 +58,16 @@ def make_selectable(model: PreTrainedModel) -> None:
     for part in model.modules():
         if isinstance(part, PreTrainedModel):
             part.set_attn_implementation = select
+        if isinstance(part, kind):
+            part.forward = _either(model.config, partial(fused, part), part.forward)
+
+
+def _either(config: Any, fused: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
+    def forward(*arguments: Any, **named: Any) -> Any:
+        selected = config._attn_implementation == NAME and active_cache() is not None
+        return (fused if selected else original)(*arguments, **named)
+
+    return forward
 
 
 def attention(

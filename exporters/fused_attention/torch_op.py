@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -132,42 +133,22 @@ def _attend(
 
 
 @_fused_attention.register_fake
-def _(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None,
-    alibi_slopes: Tensor | None,
-    scale: float,
-    is_causal: bool,
-    softcap: float,
-    left_window_size: int,
-    right_window_size: int,
-) -> Tensor:
-    batch, heads, queries, _ = query.shape
-    return query.new_empty(batch, queries, heads, value.shape[3]).transpose(1, 2)
+def _(query: Tensor, key: Tensor, value: Tensor, *_settings: Any) -> Tensor:
+    return _shaped(query, value)
 
 
 @_cached_attention.register_fake
 def _(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    past_key: Tensor,
-    past_value: Tensor,
-    attn_mask: Tensor | None,
-    alibi_slopes: Tensor | None,
-    scale: float,
-    is_causal: bool,
-    softcap: float,
-    left_window_size: int,
-    right_window_size: int,
+    query: Tensor, key: Tensor, value: Tensor, past_key: Tensor, past_value: Tensor, *_settings: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
+    shape = (query.shape[0], key.shape[1], past_key.shape[2] + key.shape[2])
+    return _shaped(query, value), key.new_empty(*shape, key.shape[3]), value.new_empty(*shape, value.shape[3])
+
+
+def _shaped(query: Tensor, value: Tensor) -> Tensor:
+    """An output without numbers, laid out as `_by_token` does."""
     batch, heads, queries, _ = query.shape
-    output = query.new_empty(batch, queries, heads, value.shape[3]).transpose(1, 2)
-    length = past_key.shape[2] + key.shape[2]
-    shape = (batch, key.shape[1], length)
-    return output, key.new_empty(*shape, key.shape[3]), value.new_empty(*shape, value.shape[3])
+    return query.new_empty(batch, queries, heads, value.shape[3]).transpose(1, 2)
 
 
 def _by_token(output: Tensor) -> Tensor:

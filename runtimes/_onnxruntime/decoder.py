@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 
 from runtimes._onnxruntime import marks
 from runtimes._onnxruntime.session import OrtSession
+from toolkit.cache_names import is_past, present_of
 from toolkit.errors import UsageError
+from toolkit.generation.rows import Rows, positions
 from toolkit.generation.session_decoder import SessionDecoder
 from toolkit.types import Decoder, DecoderSpec, TensorSpec
 
 __all__ = ["OrtDecoder", "open_decoder"]
-
-_PAST = "past_key_values."
 
 
 def open_decoder(session: OrtSession, spec: DecoderSpec, *, limit: int, rows: int) -> Decoder:
@@ -35,7 +35,7 @@ def open_decoder(session: OrtSession, spec: DecoderSpec, *, limit: int, rows: in
     return SessionDecoder(session, session.inputs, spec, limit=limit, rows=rows)
 
 
-class OrtDecoder:
+class OrtDecoder(Rows):
     """Drives a graph of `GroupQueryAttention` nodes; see `Decoder`. Closing it closes the session.
 
     Row r's positions are the first ones of its part of each buffer, [rows, Hkv, limit, D], whatever the other rows do.
@@ -43,24 +43,15 @@ class OrtDecoder:
     """
 
     def __init__(self, session: OrtSession, spec: DecoderSpec, *, limit: int, rows: int) -> None:
-        for name, value in (("limit", limit), ("rows", rows)):
-            if value < 1:
-                raise UsageError(f"{name} {value} is outside its range", hint="Allowed: 1 or more.")
+        super().__init__(spec, limit=limit, rows=rows)
         self.ran_on = session.ran_on
-        self.limit, self.rows = limit, rows
-        self._session, self._spec = session, spec
+        self._session = session
         self._by_row = session.metadata.get(marks.IN_PLACE) == marks.BY_ROW
         self._logits = next(output for output in session.outputs if output.name == "logits")
-        self._names = [item.name for item in session.inputs if not item.name.startswith(_PAST)]
-        self._caches = {item.name: _cache(item, rows, limit) for item in session.inputs if item.name.startswith(_PAST)}
+        self._names = [item.name for item in session.inputs if not is_past(item.name)]
+        self._caches = {item.name: _cache(item, rows, limit) for item in session.inputs if is_past(item.name)}
         self._bound: tuple[int, int, Any] | None = None
         self.start(rows)
-
-    def start(self, rows: int) -> None:
-        """Begin anew with an empty cache. Raises UsageError for more rows than were asked for."""
-        if not 1 <= rows <= self.rows:
-            raise UsageError(f"{rows} rows", hint=f"Allowed: 1 to {self.rows}.")
-        self._lengths = np.zeros(rows, np.int64)
 
     def forward(
         self, tokens: NDArray[np.int64], lengths: NDArray[np.int64], *, every: bool = False
@@ -72,21 +63,7 @@ class OrtDecoder:
         else:
             logits = self._one_by_one(tokens, lengths)
         self._lengths = self._lengths + lengths
-        if every:
-            return logits
-        last = np.zeros_like(lengths) if self._spec.last_logits else lengths - 1
-        answer: NDArray[np.float32] = logits[np.arange(len(logits)), last]
-        return answer
-
-    def rewind(self, length: int) -> None:
-        """Forget all but the first `length` positions. Raises UsageError for rows of several lengths."""
-        now = int(self._lengths[0])
-        if (self._lengths != now).any() or not 0 <= length <= now:
-            raise UsageError(
-                f"cannot go back to {length} positions from {self._lengths.tolist()}",
-                hint="Rows must be equally long, and at least that long.",
-            )
-        self._lengths = np.full_like(self._lengths, length)
+        return self._answer(logits, lengths, every)
 
     def close(self) -> None:
         """Close the session and free the cache."""
@@ -129,35 +106,14 @@ class OrtDecoder:
             for name, whole in self._caches.items():
                 part = whole[first : first + rows]
                 _bind(binding.bind_input, name, part)
-                _bind(binding.bind_output, name.replace("past_key_values", "present", 1), part)
+                _bind(binding.bind_output, present_of(name), part)
             self._bound = (first, rows, binding)
         return self._bound[2]
 
     def _check(self, tokens: NDArray[np.int64], lengths: NDArray[np.int64], every: bool) -> None:
         if not self._caches:
             raise UsageError("the decoder is closed", hint="Open it again.")
-        rows = len(self._lengths)
-        fits = tokens.ndim == 2 and lengths.shape == (rows,) and len(tokens) == rows
-        if not fits or lengths.min() < 1 or lengths.max() > tokens.shape[1]:
-            raise UsageError(
-                f"tokens {list(tokens.shape)} with lengths {lengths.tolist()} for {rows} rows",
-                hint="Give [rows, n] tokens, of which 1 to n of each row are real.",
-            )
-        if tokens.min() < 0 or tokens.max() >= self._spec.vocabulary:
-            raise UsageError(
-                f"token {tokens.min() if tokens.min() < 0 else tokens.max()} is not in the vocabulary",
-                hint=f"Allowed: 0 to {self._spec.vocabulary - 1}.",
-            )
-        if every and self._spec.last_logits:
-            raise UsageError(
-                "the graph answers the last position's logits only", hint="Export it without --last-logits."
-            )
-        longest = int((self._lengths + lengths).max())
-        if longest > self.limit:
-            raise UsageError(
-                f"{longest} positions, the cache holds {self.limit}",
-                hint=f"Give --context {longest} or more, as far as the model goes.",
-            )
+        super()._check(tokens, lengths, every)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,8 +134,7 @@ class _Step:
         return cls(
             np.ascontiguousarray(tokens, np.int64),
             np.concatenate([held, new], axis=1).astype(np.int64),
-            # Padding takes the last real position: tables of positions end at the model's context.
-            before[:, None] + np.minimum(steps, lengths[:, None] - 1),
+            positions(before, lengths, tokens.shape[1]),
         )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import onnx_ir as ir
 
 from runtimes._onnxruntime import marks
+from toolkit.cache_names import is_past
 from toolkit.types import DecoderSpec, ModelSpec, TensorSpec
 
 __all__ = ["GENAI_CONFIG", "GenaiFiles", "genai_config", "genai_refusal", "write_genai"]
@@ -153,4 +154,4 @@ def _inputs(model: ir.Model) -> dict[str, str]:
 
 
 def _caches(inputs: Sequence[TensorSpec]) -> list[TensorSpec]:
-    return [item for item in inputs if item.name.startswith("past_key_values.")]
+    return [item for item in inputs if is_past(item.name)]

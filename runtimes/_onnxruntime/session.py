@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from runtimes._onnxruntime.failures import as_stage_error
 from runtimes._onnxruntime.feeds import check_feeds, spec_of
 from runtimes._onnxruntime.kernels.register import register_kernels
+from runtimes._onnxruntime.operators import operators
 from runtimes._onnxruntime.saturation import int8_products_saturate, quantizes_activations
 from toolkit.errors import StageError, UnsupportedError, UsageError
 from toolkit.types import Tensors
@@ -48,9 +49,10 @@ class OrtSession:
         _check_request(path, provider, threads)
         self._subject = path.name
         options = _options(provider, threads)
-        if int8_products_saturate() and quantizes_activations(path):
+        called = operators(path)
+        if quantizes_activations(called) and int8_products_saturate():
             options.add_session_config_entry("session.x64quantprecision", "1")
-        own = register_kernels(options, path) if provider == CPU else ""
+        own = register_kernels(options, called) if provider == CPU else ""
         chain = [(provider, dict(provider_options or {}))]
         with as_stage_error("session", f"cannot open {path}"):
             self._session: Any = ort.InferenceSession(str(path), options, providers=chain)

@@ -67,13 +67,16 @@ class EngineSession:
 
     def _choose_profile(self, feeds: Tensors) -> None:
         """The first profile whose ranges hold every shape; the last where none does, for its error."""
-        for index in range(self._engine.num_optimization_profiles):
-            if index != self._profile:
-                if not self._context.set_optimization_profile_async(index, self._stream):
-                    raise StageError("run", f"the engine's profile {index} is not free", hint="Close other sessions.")
-                self._profile = index
-            if all(self._holds(name, array.shape, index) for name, array in feeds.items()):
-                return
+        last = self._engine.num_optimization_profiles - 1
+        chosen = next((index for index in range(last) if self._fits(feeds, index)), last)
+        if chosen == self._profile:
+            return
+        if not self._context.set_optimization_profile_async(chosen, self._stream):
+            raise StageError("run", f"the engine's profile {chosen} is not free", hint="Close other sessions.")
+        self._profile = chosen
+
+    def _fits(self, feeds: Tensors, profile: int) -> bool:
+        return all(self._holds(name, array.shape, profile) for name, array in feeds.items())
 
     def _holds(self, name: str, shape: tuple[int, ...], profile: int) -> bool:
         least, _, most = self._engine.get_tensor_profile_shape(name, profile)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from tiny_bundles import image_bundle
 from tiny_lm import CONTEXT, SIZE, TinyLM, language_bundle, weights
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from toolkit.bench_decoder import DecoderSettings, bench_decoder
+from toolkit.bench_decoder import DecoderSettings, _weight_bytes, bench_decoder
 from toolkit.bench_worker import read_bandwidth
 from toolkit.bundle.read import open_bundle
 from toolkit.cli import main
@@ -174,3 +175,12 @@ def test_the_pytorch_decoder_refuses_what_it_cannot_do():
             call()
     with pytest.raises(UnsupportedError, match="no Transformers causal language model"):
         TorchDecoder(torch.nn.Linear(2, 2), limit=4)
+
+
+def test_configuration_beside_the_graph_is_not_read_for_a_token(root):
+    bundle = open_bundle(root / "model")
+    entry = bundle.manifest.files["model.onnx"]
+    engine = bundle.manifest.engine.model_copy(update={"files": ("genai_config.json",)})
+    files = {**bundle.manifest.files, "genai_config.json": entry.model_copy(update={"bytes": 7})}
+    manifest = bundle.manifest.model_copy(update={"engine": engine, "files": files})
+    assert _weight_bytes(replace(bundle, manifest=manifest)) == entry.bytes

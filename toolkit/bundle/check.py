@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 
 from toolkit.bundle.manifest import CHECK
 from toolkit.bundle.read import Bundle, evaluation, golden, report, verify_hashes
-from toolkit.continuation import every_position
-from toolkit.drift.measure import answers, measure, observe, task_output
+from toolkit.drift.measure import judged, measure, observe
 from toolkit.drift.report import DriftReport, StageDrift
 from toolkit.errors import UsageError
-from toolkit.types import ModelSpec, Session, Tensors
+from toolkit.types import Session
 
 __all__ = ["check", "describe_status", "require_unchanged"]
 
@@ -44,12 +43,8 @@ def _measured(bundle: Bundle, session: Session) -> StageDrift:
         gate=bundle.manifest.check_gate,
         evaluation=held_out,
         evaluation_reference=held_out_expected,
-        evaluation_candidate=_judged(session, held_out.batches, spec) if held_out else (),
+        evaluation_candidate=judged(session, held_out, spec),
     )
-
-
-def _judged(session: Session, batches: Sequence[Tensors], spec: ModelSpec) -> Iterable[Tensors]:
-    return answers(every_position(session, spec), batches, [task_output(spec)])
 
 
 def require_unchanged(bundle: Bundle) -> None:

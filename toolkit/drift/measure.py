@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.continuation import every_position
 from toolkit.drift import metrics
 from toolkit.drift.gates import judge
 from toolkit.drift.language import Reference, Whole, language_drift
@@ -18,7 +19,7 @@ from toolkit.drift.summary import Summary, is_summary
 from toolkit.errors import UsageError
 from toolkit.types import Evaluation, Gate, ModelSpec, Session, Tensors
 
-__all__ = ["LOGITS", "answers", "measure", "observe", "task_output"]
+__all__ = ["LOGITS", "answers", "judged", "measure", "observe", "task_output"]
 
 LOGITS = "logits"
 
@@ -29,6 +30,12 @@ def answers(
     """Run batch after batch, each when it is asked for, and keep only the named outputs, all by default."""
     for batch in batches:
         yield _kept(session.run(batch), outputs)
+
+
+def judged(session: Session, evaluation: Evaluation | None, spec: ModelSpec) -> Iterator[dict[str, NDArray[Any]]]:
+    """What the task metric reads of each held-out batch, run as it is read: a text's logits need not be in memory."""
+    batches = evaluation.batches if evaluation is not None else ()
+    return answers(every_position(session, spec), batches, {task_output(spec)})
 
 
 def observe(

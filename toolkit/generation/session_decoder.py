@@ -15,13 +15,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.errors import StageError, UsageError
+from toolkit.cache_names import is_past, present_of
+from toolkit.errors import StageError
+from toolkit.generation.rows import Rows, positions
 from toolkit.types import DecoderSpec, Session, TensorSpec
 
 __all__ = ["SessionDecoder"]
 
 
-class SessionDecoder:
+class SessionDecoder(Rows):
     """Drives a session with inputs `input_ids`, `attention_mask`, `position_ids` and `past_key_values.N.key|value`.
 
     `inputs` are the model's own, which say what the cache's heads, sizes and dtypes are; of the first three, only
@@ -32,16 +34,11 @@ class SessionDecoder:
     def __init__(
         self, session: Session, inputs: Sequence[TensorSpec], spec: DecoderSpec, *, limit: int, rows: int
     ) -> None:
-        for name, value in (("limit", limit), ("rows", rows)):
-            if value < 1:
-                raise UsageError(f"{name} {value} is outside its range", hint="Allowed: 1 or more.")
+        super().__init__(spec, limit=limit, rows=rows)
         self.ran_on = session.ran_on
-        self.limit = limit
-        self.rows = rows
         self._session = session
         self._names = {item.name for item in inputs}
-        self._caches = {item.name: item for item in inputs if item.name.startswith("past_key_values.")}
-        self._spec = spec
+        self._caches = {item.name: item for item in inputs if is_past(item.name)}
         if len(self._caches) != 2 * spec.layers:
             raise StageError(
                 "session", f"the graph has {len(self._caches)} cache inputs for {spec.layers} layers",
@@ -51,9 +48,7 @@ class SessionDecoder:
 
     def start(self, rows: int) -> None:
         """Begin anew with an empty cache. Raises UsageError for more rows than were asked for."""
-        if not 1 <= rows <= self.rows:
-            raise UsageError(f"{rows} rows", hint=f"Allowed: 1 to {self.rows}.")
-        self._lengths = np.zeros(rows, np.int64)
+        super().start(rows)
         self._past = {name: np.zeros(_empty(item, rows), item.dtype) for name, item in self._caches.items()}
 
     def forward(
@@ -67,51 +62,17 @@ class SessionDecoder:
         if ragged:
             gaps = tokens.shape[1] - lengths
             self._past = {name: _realigned(array, self._lengths, gaps) for name, array in self._past.items()}
-        if every:
-            return logits
-        last = np.zeros_like(lengths) if self._spec.last_logits else lengths - 1
-        answer: NDArray[np.float32] = logits[np.arange(len(logits)), last]
-        return answer
+        return self._answer(logits, lengths, every)
 
     def rewind(self, length: int) -> None:
         """Forget all but the first `length` positions. Raises UsageError for rows of several lengths."""
-        now = int(self._lengths[0])
-        if (self._lengths != now).any() or not 0 <= length <= now:
-            raise UsageError(
-                f"cannot go back to {length} positions from {self._lengths.tolist()}",
-                hint="Rows must be equally long, and at least that long.",
-            )
+        super().rewind(length)
         self._past = {name: np.ascontiguousarray(array[:, :, :length]) for name, array in self._past.items()}
-        self._lengths = np.full_like(self._lengths, length)
 
     def close(self) -> None:
         """Close the session and let the cache go."""
         self._past = {}
         self._session.close()
-
-    def _check(self, tokens: NDArray[np.int64], lengths: NDArray[np.int64], every: bool) -> None:
-        rows = len(self._lengths)
-        fits = tokens.ndim == 2 and lengths.shape == (rows,) and len(tokens) == rows
-        if not fits or lengths.min() < 1 or lengths.max() > tokens.shape[1]:
-            raise UsageError(
-                f"tokens {list(tokens.shape)} with lengths {lengths.tolist()} for {rows} rows",
-                hint="Give [rows, n] tokens, of which 1 to n of each row are real.",
-            )
-        if tokens.min() < 0 or tokens.max() >= self._spec.vocabulary:
-            raise UsageError(
-                f"token {tokens.min() if tokens.min() < 0 else tokens.max()} is not in the vocabulary",
-                hint=f"Allowed: 0 to {self._spec.vocabulary - 1}.",
-            )
-        if every and self._spec.last_logits:
-            raise UsageError(
-                "the graph answers the last position's logits only", hint="Export it without --last-logits."
-            )
-        longest = int((self._lengths + lengths).max())
-        if longest > self.limit:
-            raise UsageError(
-                f"{longest} positions, the cache holds {self.limit}",
-                hint=f"Give --context {longest} or more, as far as the model goes.",
-            )
 
     def _run(
         self, tokens: NDArray[np.int64], lengths: NDArray[np.int64]
@@ -123,12 +84,11 @@ class SessionDecoder:
         feeds: dict[str, NDArray[Any]] = {
             "input_ids": tokens,
             "attention_mask": np.concatenate([held, steps < lengths[:, None]], axis=1).astype(np.int64),
-            # Padding takes the last real position: tables of positions end at the model's context.
-            "position_ids": before[:, None] + np.minimum(steps, lengths[:, None] - 1),
+            "position_ids": positions(before, lengths, tokens.shape[1]),
             **self._past,
         }
         outputs = self._session.run({name: array for name, array in feeds.items() if name in self._names})
-        presents = {name: outputs[name.replace("past_key_values", "present", 1)] for name in self._past}
+        presents = {name: outputs[present_of(name)] for name in self._past}
         return outputs["logits"].astype(np.float32, copy=False), presents
 
 

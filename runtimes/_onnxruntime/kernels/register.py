@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Set
 
-import onnx
 import onnxruntime as ort
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from runtimes._onnxruntime.kernels import DOMAIN
 from runtimes._onnxruntime.kernels.build import instructions, library
@@ -14,22 +12,13 @@ from runtimes._onnxruntime.kernels.build import instructions, library
 __all__ = ["register_kernels"]
 
 
-def register_kernels(options: ort.SessionOptions, path: Path) -> str:
-    """Register the library where the graph at `path` calls it; answers what then runs, or nothing.
+def register_kernels(options: ort.SessionOptions, called: Set[tuple[str, str]]) -> str:
+    """Register the library for a graph with these operators if it is among them; answers what then runs, or nothing.
 
-    The first graph that does has the kernels compiled, which takes some seconds once.
+    The first graph that calls it has the kernels compiled, which takes some seconds once.
     """
-    found = library() if _calls_kernels(path) else None
+    found = library() if any(domain == DOMAIN for domain, _ in called) else None
     if found is None:
         return ""
     options.register_custom_ops_library(str(found))
     return f"own {instructions(found)} kernels"
-
-
-def _calls_kernels(path: Path) -> bool:
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except DecodeError:
-        # ONNX Runtime says it in its own words.
-        return False
-    return any(node.domain == DOMAIN for node in model.graph.node)

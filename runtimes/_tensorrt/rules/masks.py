@@ -85,9 +85,7 @@ class _Composer:
             return bias
         if self._positional_terms or self.attention.alibi_slopes is not None:
             return bias
-        count = self.writer.node(
-            self.anchor, "Shape", [self.attention.query], ir.DataType.INT64, {"start": 2, "end": 3}
-        )
+        count = self._count(self.attention.query)
         one = self._ints([1])
         shape = self.writer.node(self.anchor, "Concat", [one, one, count, one], ir.DataType.INT64, {"axis": 0})
         return self._op("Expand", self.dtype, bias, shape)
