@@ -14,7 +14,7 @@ from toolkit.drift.gates import parse_gate
 from toolkit.errors import UnsupportedError, UsageError
 from toolkit.recipe import tuned
 from toolkit.target import Target, parse_target
-from toolkit.types import Dim, Gate, Kind, ModelSpec, QuantConfig
+from toolkit.types import DEFAULT_OPTIONS, Dim, Gate, Kind, ModelSpec, QuantConfig, TargetOptions
 
 __all__ = ["Plan", "Request", "plan"]
 
@@ -35,6 +35,8 @@ class Request:
     opset: int | None = None
     drift_gate: str = ""
     recipe: str = ""
+    options: TargetOptions = DEFAULT_OPTIONS
+    require_engine: bool = False
     allow_unfused: bool = False
     offline: bool = False
     trust_remote_code: bool = False
@@ -104,6 +106,7 @@ def plan(request: Request) -> Plan:
         )
     the_plan = Plan(request, spec, targets)
     the_plan.gate(Gate())
+    _check_options(request.options, targets)
     for target in targets:
         _check_kind("runtimes", "runtime", target.runtime, spec.kind)
         _check_kind("quantize.schemes", "scheme", target.scheme, spec.kind)
@@ -119,6 +122,27 @@ def _check_kind(group: plugins.Group, word: str, name: str, kind: Kind) -> None:
         raise UnsupportedError(
             f"{word} '{name}' does not take models of kind '{kind}'", hint=f"{name} takes: {', '.join(kinds)}."
         )
+
+
+def _check_options(options: TargetOptions, targets: Sequence[Target]) -> None:
+    """An option that none of the targets takes is a mistake; one of several targets may leave it alone."""
+    given = [flag for name, flag in _FLAGS.items() if getattr(options, name) != getattr(DEFAULT_OPTIONS, name)]
+    taken = {
+        flag for target in targets for flag in plugins.find("runtimes", target.runtime).literals.get("OPTIONS", ())
+    }
+    for flag in given:
+        if flag not in taken:
+            takers = [
+                name for name, entry in plugins.listing("runtimes").items() if flag in entry.literals.get("OPTIONS", ())
+            ]
+            raise UsageError(
+                f"--{flag} is not for {', '.join(map(str, targets))}",
+                hint=f"It is for the runtimes {', '.join(takers)}; leave it out here.",
+            )
+
+
+_FLAGS = {"architectures": "arch", "seconds": "build-timeout", "memory": "build-memory", "cache": "kv-cache"}
+"""The option of `toolkit export` that sets each field of TargetOptions."""
 
 
 def _check_values(request: Request) -> None:

@@ -20,6 +20,7 @@ from toolkit.drift.gates import raise_if_failed
 from toolkit.drift.measure import judged, measure, observe, task_output
 from toolkit.drift.report import DriftReport, StageDrift
 from toolkit.drift.table import task_words
+from toolkit.errors import UnsupportedError
 from toolkit.generation.session_decoder import SessionDecoder
 from toolkit.greedy import Greedy
 from toolkit.plan import Plan
@@ -91,6 +92,7 @@ class Stages:
     calibration: Calibration | None = None
     drift: dict[str, StageDrift] = field(default_factory=dict)
     quantized: dict[str, QuantizedGraph] = field(default_factory=dict)
+    measured: set[Target] = field(default_factory=set)
 
     @classmethod
     @contextmanager
@@ -151,14 +153,20 @@ class Stages:
     def lower(self, quantized: QuantizedGraph, target: Target) -> LoweredGraph:
         """Rewrite the graph into the runtime's own dialect."""
         with self.watch.stage("lower", str(target)) as row:
-            graph = plugins.runtime(target.runtime).lower(quantized, self.work / str(target))
+            folder, options = self.work / str(target), self.plan.request.options
+            graph = plugins.runtime(target.runtime).lower(quantized, folder, lambda: self._measure_on(target), options)
             row.said = _said(graph.steps[len(quantized.steps) :])
         return graph
 
     def build(self, lowered: LoweredGraph, target: Target) -> Engine:
         """Compile the lowered graph, or say that it cannot be done here."""
         with self.watch.stage("build", str(target)) as row:
-            engine = plugins.runtime(target.runtime).build(lowered)
+            engine = plugins.runtime(target.runtime).build(lowered, self.plan.request.options)
+            if self.plan.request.require_engine and engine.status == "graph-only":
+                raise UnsupportedError(
+                    f"no {target} engine can be built here: {engine.reason}",
+                    hint="Without --require-engine the bundle carries the graph and the command that builds it.",
+                )
             row.said = f"{engine.status} by {engine.builder}"
         return engine
 
@@ -190,8 +198,8 @@ class Stages:
                 evaluation=reference.evaluation,
                 evaluation_reference=reference.evaluation_outputs,
                 assets=plugins.family(self.plan.spec.family).assets(self.plan.spec),
-                calibration=self.calibration if recipe.calibration != "none" else None,
-                calibration_method=recipe.calibration,
+                calibration=self.calibration if recipe.calibration != "none" or target in self.measured else None,
+                calibration_method=recipe.calibration if recipe.calibration != "none" else "ranges",
                 allow_unfused=_unfused(engine),
             )
             write_bundle(place.folder, contents, command=self.plan.request.command)
@@ -249,6 +257,10 @@ class Stages:
 
     def _gate(self, scheme: str) -> Gate:
         return self.plan.gate(plugins.scheme(scheme).recipe(self.plan.spec).gate)
+
+    def _measure_on(self, target: Target) -> Calibration:
+        self.measured.add(target)
+        return self._calibrate()
 
     def _calibrate(self) -> Calibration:
         if self.calibration is None:

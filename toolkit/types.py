@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "DEFAULT_OPTIONS",
+    "CacheForm",
     "Calibration",
     "Decoder",
     "DecoderSpec",
@@ -32,9 +34,11 @@ __all__ = [
     "QuantizedGraph",
     "Readiness",
     "Runtime",
+    "Samples",
     "Scheme",
     "Session",
     "Step",
+    "TargetOptions",
     "TensorSpec",
     "Tensors",
 ]
@@ -45,6 +49,7 @@ Tensors = Mapping[str, NDArray[Any]]
 Kind = Literal["encoder", "vision", "decoder", "module"]
 EngineStatus = Literal["executed", "built", "graph-only"]
 Granularity = Literal["per-tensor", "per-channel", "per-block"]
+CacheForm = Literal["concat", "static"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +247,28 @@ class Calibration:
     sha256: str = ""
 
 
+Samples = Callable[[], Calibration]
+"""Gives the calibration data to whoever measures on it; it is not read before it is asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class TargetOptions:
+    """How the user wants an engine compiled. A runtime's `OPTIONS` says which of these it takes.
+
+    `architectures` are as `sm89`, none for the runtime's own choice; `seconds` and `memory` (bytes, None for nearly all
+    of the machine's) are what one build may take; `cache` is the form of a language model's cache: `concat` appends to
+    it, `static` writes new positions into a buffer of full length in place.
+    """
+
+    architectures: tuple[str, ...] = ()
+    seconds: float = 3600.0
+    memory: int | None = None
+    cache: CacheForm = "concat"
+
+
+DEFAULT_OPTIONS = TargetOptions()
+
+
 @dataclass(frozen=True, slots=True)
 class PackedWeight:
     """A Linear or embedding weight [N, K] as a file packed it: w[n, k] = scale · codes + offset, by blocks along K.
@@ -392,18 +419,24 @@ class Scheme(Protocol):
 class Runtime(Protocol):
     """A runtime: one folder in `runtimes/`, exposing an instance as `RUNTIME`.
 
-    Its `__init__.py` also holds literals that listing reads without importing it: `SCHEMES` and `KINDS`.
+    Its `__init__.py` also holds literals that listing reads without importing it: `SCHEMES`, `KINDS`, and `OPTIONS`,
+    the options of `toolkit export` that it takes, as `arch`.
     """
 
     def readiness(self) -> Readiness:
         """What works here, found out by trying, not by reading version numbers."""
         ...
 
-    def lower(self, graph: QuantizedGraph, folder: Path) -> LoweredGraph:
-        """Write the graph in this runtime's dialect into `folder`."""
+    def lower(
+        self, graph: QuantizedGraph, folder: Path, samples: Samples | None = None, options: TargetOptions = ...
+    ) -> LoweredGraph:
+        """Write the graph in this runtime's dialect into `folder`.
+
+        A runtime that decides precision by what tensors really hold asks `samples` for the data to measure on.
+        """
         ...
 
-    def build(self, graph: LoweredGraph) -> Engine:
+    def build(self, graph: LoweredGraph, options: TargetOptions = ...) -> Engine:
         """Compile the lowered graph beside itself, or say honestly that it cannot be done here."""
         ...
 

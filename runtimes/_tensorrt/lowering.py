@@ -13,7 +13,7 @@ from runtimes._tensorrt.rules.attention import lower_attention
 from runtimes._tensorrt.rules.half import half_elsewhere
 from toolkit.errors import StageError
 from toolkit.hashing import data_path, graph_sha256
-from toolkit.types import LoweredGraph, QuantizedGraph, Step
+from toolkit.types import DEFAULT_OPTIONS, LoweredGraph, QuantizedGraph, Samples, Step, TargetOptions
 
 __all__ = ["GRAPH_FILE", "lower_graph", "lower_model"]
 
@@ -22,7 +22,13 @@ GRAPH_FILE = "model.onnx"
 _RULES: tuple[Callable[[ir.Model], list[Step]], ...] = (half_elsewhere, lower_attention)
 
 
-def lower_graph(graph: QuantizedGraph, folder: Path, runtime: str) -> LoweredGraph:
+def lower_graph(
+    graph: QuantizedGraph,
+    folder: Path,
+    runtime: str,
+    samples: Samples | None = None,
+    options: TargetOptions = DEFAULT_OPTIONS,
+) -> LoweredGraph:
     """Write `model.onnx`, weights beside it, into `folder`; weights that no rule touches are streamed.
 
     Raises UnsupportedError that names nodes which TensorRT would refuse or misread, StageError where the graph

@@ -17,6 +17,7 @@ from runtimes._tensorrt.session import EngineSession
 from toolkit.errors import StageError, UnsupportedError
 from toolkit.generation.session_decoder import SessionDecoder
 from toolkit.types import (
+    DEFAULT_OPTIONS,
     Decoder,
     DecoderSpec,
     Dim,
@@ -25,7 +26,9 @@ from toolkit.types import (
     ModelSpec,
     QuantizedGraph,
     Readiness,
+    Samples,
     Session,
+    TargetOptions,
 )
 
 __all__ = ["ARCHITECTURES", "TensorRT", "profiles_of"]
@@ -71,14 +74,20 @@ class TensorRT:
         runs = builder.library is not None and bool(found)
         return Readiness(builder.library is not None, runs, version, device, "; ".join(filter(None, reasons)))
 
-    def lower(self, graph: QuantizedGraph, folder: Path) -> LoweredGraph:
+    def lower(
+        self,
+        graph: QuantizedGraph,
+        folder: Path,
+        samples: Samples | None = None,
+        options: TargetOptions = DEFAULT_OPTIONS,
+    ) -> LoweredGraph:
         """Write what TensorRT's parser takes into `folder`.
 
         Raises UnsupportedError that names the nodes it would refuse or misread.
         """
-        return lower_graph(graph, folder, self._name)
+        return lower_graph(graph, folder, self._name, samples, options)
 
-    def build(self, graph: LoweredGraph) -> Engine:
+    def build(self, graph: LoweredGraph, options: TargetOptions = DEFAULT_OPTIONS) -> Engine:
         """Compile one engine file an architecture beside the graph, in a process of its own.
 
         Raises StageError where the library refuses or crashes, or the int8 engine holds no int8 kernel.
@@ -88,8 +97,9 @@ class TensorRT:
             command = _trtexec(graph.path, profiles)
             reason = f"{builder.reason}. On a machine with TensorRT: {command}"
             return Engine(graph, "graph-only", "none", reason=reason, details={"command": command})
-        job = Job(builder.library, str(graph.path), str(graph.path.parent), _architectures(builder.library), profiles)
-        built = compile_engines(job, self._limits)
+        architectures = options.architectures or _architectures(builder.library)
+        job = Job(builder.library, str(graph.path), str(graph.path.parent), architectures, profiles)
+        built = compile_engines(job, self._limits or Limits(options.seconds, options.memory))
         _demand_int8(graph, built)
         return self._described(graph, builder, built)
 

@@ -14,7 +14,18 @@ from runtimes._onnxruntime.engine import executed_engine, graph_file
 from runtimes._onnxruntime.kernels.build import instructions, library, reason
 from runtimes._onnxruntime.saturation import int8_products_saturate
 from runtimes._onnxruntime.session import OrtSession, physical_cores
-from toolkit.types import Decoder, DecoderSpec, Engine, LoweredGraph, QuantizedGraph, Readiness, Session
+from toolkit.types import (
+    DEFAULT_OPTIONS,
+    Decoder,
+    DecoderSpec,
+    Engine,
+    LoweredGraph,
+    QuantizedGraph,
+    Readiness,
+    Samples,
+    Session,
+    TargetOptions,
+)
 
 __all__ = ["KINDS", "RUNTIME", "SCHEMES", "OrtCpu"]
 
@@ -32,7 +43,13 @@ class OrtCpu:
         own = f", own {instructions(path)} kernels" if path else f", no own kernels: {reason()}"
         return Readiness(True, True, f"onnxruntime {ort.__version__}", f"CPU, {physical_cores()} cores{int8}{own}")
 
-    def lower(self, graph: QuantizedGraph, folder: Path) -> LoweredGraph:
+    def lower(
+        self,
+        graph: QuantizedGraph,
+        folder: Path,
+        samples: Samples | None = None,
+        options: TargetOptions = DEFAULT_OPTIONS,
+    ) -> LoweredGraph:
         """Write `model.onnx` into `folder`. Raises StageError where a quantized Linear has no integer kernel."""
         # The graph library would be a third of what a small model takes in memory while it only runs.
         from runtimes._onnxruntime.lowering import lower_graph
@@ -40,7 +57,7 @@ class OrtCpu:
 
         return lower_graph(graph, folder, "ort-cpu", rules_for(graph.spec))
 
-    def build(self, graph: LoweredGraph) -> Engine:
+    def build(self, graph: LoweredGraph, options: TargetOptions = DEFAULT_OPTIONS) -> Engine:
         """Open the graph and run it once on zeros. Raises StageError where that fails."""
         session = OrtSession(graph.path)
         try:

@@ -14,7 +14,18 @@ from runtimes._onnxruntime.engine import BUILDER, executed_engine, files_of, gra
 from runtimes._onnxruntime.session import OrtSession
 from runtimes.ort_cuda.device import CUDA, cuda_blocker, cuda_devices
 from toolkit.errors import UnsupportedError
-from toolkit.types import Decoder, DecoderSpec, Engine, LoweredGraph, QuantizedGraph, Readiness, Session
+from toolkit.types import (
+    DEFAULT_OPTIONS,
+    Decoder,
+    DecoderSpec,
+    Engine,
+    LoweredGraph,
+    QuantizedGraph,
+    Readiness,
+    Samples,
+    Session,
+    TargetOptions,
+)
 
 __all__ = ["KINDS", "RUNTIME", "SCHEMES", "CudaOptions", "OrtCuda"]
 
@@ -53,14 +64,20 @@ class OrtCuda:
         device = "" if reason else f"{cuda_devices()} CUDA GPU, device {self.options.device_id}"
         return Readiness(not reason, not reason, f"onnxruntime {ort.__version__}", device, reason)
 
-    def lower(self, graph: QuantizedGraph, folder: Path) -> LoweredGraph:
+    def lower(
+        self,
+        graph: QuantizedGraph,
+        folder: Path,
+        samples: Samples | None = None,
+        options: TargetOptions = DEFAULT_OPTIONS,
+    ) -> LoweredGraph:
         """Write `model.onnx` into `folder`; needs no GPU."""
         from runtimes._onnxruntime.lowering import lower_graph
         from runtimes.ort_cuda.rules import RULES
 
         return lower_graph(graph, folder, "ort-cuda", RULES)
 
-    def build(self, graph: LoweredGraph) -> Engine:
+    def build(self, graph: LoweredGraph, options: TargetOptions = DEFAULT_OPTIONS) -> Engine:
         """Open and run the graph on the GPU; without one the engine is `graph-only` and carries the reason."""
         reason = cuda_blocker()
         if reason:

@@ -2,9 +2,10 @@
 
 from runtimes._tensorrt.runtime import TensorRT
 
-__all__ = ["KINDS", "RUNTIME", "SCHEMES"]
+__all__ = ["KINDS", "OPTIONS", "RUNTIME", "SCHEMES"]
 
 SCHEMES = ("fp32", "fp16", "int8", "int4")
 KINDS = ("encoder", "vision", "decoder", "module")
+OPTIONS = ("arch", "build-timeout", "build-memory", "kv-cache")
 
 RUNTIME = TensorRT("trt-rtx", ("tensorrt_rtx",))

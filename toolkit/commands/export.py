@@ -13,7 +13,7 @@ from toolkit.errors import UsageError
 
 if TYPE_CHECKING:
     from toolkit.bundle.read import Bundle
-    from toolkit.types import Dim
+    from toolkit.types import Dim, TargetOptions
 
 _EPILOG = """\b
 Examples:
@@ -39,6 +39,17 @@ class _DimRange(click.ParamType[Any]):
             self.fail(f"'{value}' is not of the form NAME=MIN:OPT:MAX, as in batch=1:8:64", param, ctx)
         sizes = [int(number) for number in numbers]
         return name, Dim(*(sizes if len(sizes) == 3 else sizes * 3))
+
+
+class _Architectures(click.ParamType[Any]):
+    name = "SM[,SM…]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        """`sm80,SM89` → ("sm80", "sm89")."""
+        names = [name.strip().lower() for name in str(value).split(",")]
+        if odd := [name for name in names if not (name.startswith("sm") and name[2:].isdecimal())]:
+            self.fail(f"'{odd[0]}' is no GPU architecture; give them as sm80,sm89", param, ctx)
+        return tuple(dict.fromkeys(names))
 
 
 class _Folder(click.Path):
@@ -74,6 +85,18 @@ class _Folder(click.Path):
     "--last-logits", is_flag=True, help="A language model answers only the last token's logits: faster prefill."
 )
 @click.option("--recipe", default="", help="Changes to the scheme's recipe, as block-size=64,rounding=awq.")
+@click.option("--arch", "architectures", type=_Architectures(), help="GPU architectures, one engine each: sm80,sm89.")
+@click.option(
+    "--require-engine", is_flag=True, help="Fail where no engine can be built here, rather than ship a graph."
+)
+@click.option("--build-timeout", "seconds", type=click.FloatRange(min=1), help="Seconds that one build may take.")
+@click.option("--build-memory", "memory", type=click.IntRange(min=1), help="MiB that one build may take.")
+@click.option(
+    "--kv-cache",
+    "cache",
+    type=click.Choice(["concat", "static"]),
+    help="A language model's cache: appended to, or one buffer of full length written in place.",
+)
 @click.option("--allow-unfused", is_flag=True, help="Export attention that cannot be fused, and record it.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and stop.")
 @click.option("--offline", is_flag=True, help="Never ask the Hub.")
@@ -86,7 +109,8 @@ def command(dims: tuple[tuple[str, Dim], ...], as_json: bool, dry_run: bool, **o
     from toolkit.plan import Request, plan
     from toolkit.progress import Rows, Silent
 
-    request = Request(**_calibration(options), dims=_dims(dims), command=_command_line())
+    chosen = _options(options)
+    request = Request(**_calibration(options), dims=_dims(dims), options=chosen, command=_command_line())
     the_plan = plan(request)
     if dry_run and as_json:
         console.emit_json(the_plan.as_json())
@@ -102,6 +126,16 @@ def _dims(given: tuple[tuple[str, Dim], ...]) -> dict[str, Dim]:
     if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
         raise UsageError(f"--dim {twice[0]} is given {names.count(twice[0])} times", hint="Give each dimension once.")
     return dict(given)
+
+
+def _options(options: dict[str, Any]) -> TargetOptions:
+    """Takes out of `options` what says how engines are compiled."""
+    from toolkit.types import TargetOptions
+
+    given = {name: options.pop(name) for name in ("architectures", "seconds", "memory", "cache")}
+    if given["memory"] is not None:
+        given["memory"] <<= 20
+    return TargetOptions(**{name: value for name, value in given.items() if value is not None})
 
 
 def _calibration(options: dict[str, Any]) -> dict[str, Any]:
