@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import onnx_ir as ir
-from onnx_ir.passes.common import InlinePass, RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
+from onnx_ir.passes.common import RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
 
 from runtimes._tensorrt.preflight import check
 from runtimes._tensorrt.rules.attention import lower_attention
 from runtimes._tensorrt.rules.biases import fold_biases
 from runtimes._tensorrt.rules.byte_inputs import cast_byte_inputs
+from runtimes._tensorrt.rules.functions import inline_functions
 from runtimes._tensorrt.rules.half import half_elsewhere
 from runtimes._tensorrt.rules.signed import sign_quantization
 from toolkit.errors import StageError
@@ -28,6 +29,7 @@ _RULES: tuple[Callable[[ir.Model], list[Step]], ...] = (
     fold_biases,
     half_elsewhere,
     lower_attention,
+    inline_functions,
 )
 
 
@@ -58,8 +60,6 @@ def lower_graph(
 def lower_model(model: ir.Model, architectures: Sequence[str] = ()) -> list[Step]:
     """Rewrite the model in place. Raises UnsupportedError where TensorRT would refuse or misread the result."""
     steps = [step for rule in _RULES for step in rule(model)]
-    if model.functions:
-        InlinePass()(model)
     RemoveUnusedNodesPass()(model)
     RemoveUnusedOpsetsPass()(model)
     return [*steps, *check(model, architectures)]
