@@ -6,6 +6,7 @@ import importlib.util
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from trt_traps import GOOD, TRAPS, attention, builds, graph
@@ -120,3 +121,9 @@ def test_nodes_of_subgraphs_are_seen() -> None:
 def test_architectures_that_have_the_type_pass() -> None:
     model = TRAPS["fp8@sm86"].model
     assert check(model, ("sm89", "sm120")) == []
+
+
+def test_the_document_has_a_row_for_every_trap_and_no_other() -> None:
+    lines = (Path(__file__).parents[2] / "docs" / "tensorrt-parser.md").read_text().splitlines()
+    rows = [line.split("|")[1].strip() for line in lines if line.startswith("|")]
+    assert sorted(set(rows) - {"trap", "---"}) == sorted(TRAPS)

@@ -176,21 +176,28 @@ def test_functions_are_inlined(case: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(answer, FUNCTIONS[case](given["x"]))
 
 
-def test_an_fp32_mask_on_fp16_attention_is_lowered(tmp_path: Path) -> None:
-    half = {name: array.astype(np.float16) for name, array in tensors().items()}
-    model = fused({**half, "mask": np.zeros((1, 1, 5, 5), np.float32)})
-    lower_model(model)
-    assert list(objections(model)) == []
-
-
 @pytest.fixture(scope="module")
 def trials(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Trial]:
     graphs = {name: make() for name, (_, make) in REWRITES.items()}
     graphs.update({name: TRAPS[name].model.clone() for name in FUNCTIONS})
     graphs.update({f"attention, {name}": attention_in_half(name) for name in CASES})
+    graphs.update({name: attention_model() for name, attention_model in ATTENTIONS.items()})
     for model in graphs.values():
         lower_model(model)
+        assert not [found for found in objections(model) if found.fatal]
     return attempt(graphs, tmp_path_factory.mktemp("trials"))
+
+
+def with_fp32_mask() -> ir.Model:
+    half = {name: array.astype(np.float16) for name, array in tensors().items()}
+    return fused({**half, "mask": np.zeros((1, 1, 5, 5), np.float32)})
+
+
+def with_one_tensor() -> ir.Model:
+    return fused({"query": tensors()["query"].astype(np.float16)}, order=("query", "query", "query"))
+
+
+ATTENTIONS = {"fp32 mask on fp16": with_fp32_mask, "queries are keys": with_one_tensor}
 
 
 def attention_in_half(case: str) -> ir.Model:
@@ -201,7 +208,11 @@ def attention_in_half(case: str) -> ir.Model:
 
 @pytest.mark.requires_rtx
 @NO_RTX
-@pytest.mark.parametrize("case", [*REWRITES, *FUNCTIONS, *(f"attention, {name}" for name in CASES)], ids=str)
+@pytest.mark.parametrize(
+    "case",
+    [*REWRITES, *FUNCTIONS, "fp32 mask on fp16", "queries are keys", *(f"attention, {name}" for name in CASES)],
+    ids=str,
+)
 def test_what_the_lowering_writes_builds(case: str, trials: dict[str, Trial]) -> None:
     assert builds(trials[case]), trials[case].log
     if case.startswith(("uint8", "int32")):
