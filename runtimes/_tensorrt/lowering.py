@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import onnx_ir as ir
-from onnx_ir.passes.common import InlinePass, RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
+from onnx_ir.passes.common import RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
 
 from runtimes._tensorrt.preflight import check
 from runtimes._tensorrt.rules.attention import lower_attention
+from runtimes._tensorrt.rules.biases import fold_biases
+from runtimes._tensorrt.rules.byte_inputs import cast_byte_inputs
+from runtimes._tensorrt.rules.functions import inline_functions
 from runtimes._tensorrt.rules.half import half_elsewhere
+from runtimes._tensorrt.rules.signed import sign_quantization
 from toolkit.errors import StageError
 from toolkit.hashing import data_path, graph_sha256
 from toolkit.types import DEFAULT_OPTIONS, LoweredGraph, QuantizedGraph, Samples, Step, TargetOptions
@@ -19,7 +23,14 @@ __all__ = ["GRAPH_FILE", "lower_graph", "lower_model"]
 
 GRAPH_FILE = "model.onnx"
 
-_RULES: tuple[Callable[[ir.Model], list[Step]], ...] = (half_elsewhere, lower_attention)
+_RULES: tuple[Callable[[ir.Model], list[Step]], ...] = (
+    cast_byte_inputs,
+    sign_quantization,
+    fold_biases,
+    half_elsewhere,
+    lower_attention,
+    inline_functions,
+)
 
 
 def lower_graph(
@@ -41,20 +52,17 @@ def lower_graph(
         model = ir.load(graph.path)
     except Exception as error:  # protobuf and onnx_ir share no base class for a bad file
         raise StageError("lower", f"cannot read {graph.path}: {error}", hint="Export the model again.") from error
-    steps = lower_model(model)
+    steps = lower_model(model, options.architectures)
     _write(model, path)
     return LoweredGraph(path, graph_sha256(path), graph.spec, (*graph.steps, *steps), graph.scheme, runtime)
 
 
-def lower_model(model: ir.Model) -> list[Step]:
+def lower_model(model: ir.Model, architectures: Sequence[str] = ()) -> list[Step]:
     """Rewrite the model in place. Raises UnsupportedError where TensorRT would refuse or misread the result."""
     steps = [step for rule in _RULES for step in rule(model)]
-    if model.functions:
-        InlinePass()(model)
     RemoveUnusedNodesPass()(model)
     RemoveUnusedOpsetsPass()(model)
-    check(model)
-    return steps
+    return [*steps, *check(model, architectures)]
 
 
 def _write(model: ir.Model, path: Path) -> None:
