@@ -24,6 +24,7 @@ CUDA = "CUDAExecutionProvider"
 TENSORRT = "TensorrtExecutionProvider"
 
 _INSTALL = "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'onnxruntime-gpu[cuda,cudnn]'"
+_LIBRARIES = "ONNX Runtime's log on standard error names the library that does not load"
 _INSTALL_TENSORRT = "pip install 'tensorrt-cu13>=10.0,<11' --extra-index-url https://pypi.nvidia.com"
 _TENSORRT_LIBRARIES = ("libnvinfer.so.10", "libnvinfer_plugin.so.10", "libnvonnxparser.so.10")
 _TENSORRT_WHEEL = "tensorrt_libs"
@@ -105,9 +106,9 @@ def _no_session(provider: str) -> str:
     try:
         session = ort.InferenceSession(_probe().SerializeToString(), options, providers=chain, enable_fallback=0)
     except FAILURES as error:
-        return f"{provider} does not start: {' '.join(str(error).split())}"
+        return f"{provider} does not start: {' '.join(str(error).split())}; {_LIBRARIES}"
     actual = session.get_providers()[0]
-    return "" if actual == provider else f"{provider} fell back to {actual}: a library that it needs does not load"
+    return "" if actual == provider else f"{provider} fell back to {actual}; {_LIBRARIES}"
 
 
 def _installed(package: str) -> str:

@@ -31,6 +31,8 @@ class ProviderOptions:
     PROVIDER: ClassVar[str]
     REFUSED: ClassVar[Mapping[str, str]] = {}
     """Options that ONNX Runtime has and we do not offer, each with the reason."""
+    BOOLEANS: ClassVar[tuple[str, str]] = ("0", "1")
+    """How the provider reads no and yes."""
 
     @classmethod
     def from_mapping(cls, given: Mapping[str, object]) -> Self:
@@ -41,10 +43,10 @@ class ProviderOptions:
         return cls(**{name: cls._read(name, value) for name, value in given.items()})
 
     def as_strings(self) -> dict[str, str]:
-        """What ONNX Runtime takes: every value as text, booleans as 0 and 1, without what is None."""
+        """What ONNX Runtime takes: every value as text, booleans as the provider reads them, without what is None."""
         values = {each.name: getattr(self, each.name) for each in fields(self)}  # type: ignore[arg-type]
         return {
-            name: str(int(value) if isinstance(value, bool) else value)
+            name: self.BOOLEANS[value] if isinstance(value, bool) else str(value)
             for name, value in values.items()
             if value is not None
         }

@@ -29,6 +29,7 @@ class TensorrtOptions(ProviderOptions):
     """
 
     PROVIDER: ClassVar[str] = TENSORRT
+    BOOLEANS: ClassVar[tuple[str, str]] = ("False", "True")
     REFUSED: ClassVar[Mapping[str, str]] = {
         "trt_fp16_enable": _IN_THE_GRAPH,
         "trt_bf16_enable": _IN_THE_GRAPH,

@@ -148,6 +148,14 @@ def test_an_option_that_does_not_do_is_refused_with_what_does(name, value, says,
     assert hint in caught.value.hint
 
 
+def test_booleans_are_written_as_the_provider_reads_them():
+    """It refuses 0 and 1, which the CUDA provider takes."""
+    chosen = TensorrtOptions(trt_engine_hw_compatible=True)
+    assert chosen.as_strings()["trt_engine_hw_compatible"] == "True"
+    assert TensorrtOptions().as_strings()["trt_engine_hw_compatible"] == "False"
+    assert TensorrtOptions.from_mapping(chosen.as_strings()) == chosen
+
+
 def test_no_option_turns_precision_over_to_the_builder():
     """With these flags off ONNX Runtime makes the network strongly typed."""
     assert not {"trt_fp16_enable", "trt_bf16_enable", "trt_int8_enable"} & TensorrtOptions().as_strings().keys()
