@@ -25,7 +25,7 @@ TENSORRT = "TensorrtExecutionProvider"
 
 _INSTALL = "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'onnxruntime-gpu[cuda,cudnn]'"
 _LIBRARIES = "ONNX Runtime's log on standard error names the library that does not load"
-_INSTALL_TENSORRT = "pip install 'tensorrt-cu13>=10.0,<11' --extra-index-url https://pypi.nvidia.com"
+_INSTALL_TENSORRT = "pip install 'tensorrt-cu13>=10.6,<11' --extra-index-url https://pypi.nvidia.com"
 _TENSORRT_LIBRARIES = ("libnvinfer.so.10", "libnvinfer_plugin.so.10", "libnvonnxparser.so.10")
 _TENSORRT_WHEEL = "tensorrt_libs"
 _BEHIND: Mapping[str, tuple[str, ...]] = {CUDA: (), TENSORRT: (CUDA,)}

@@ -6,18 +6,24 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from runtimes._onnxruntime.engine import BUILDER, executed_engine, files_of
-from runtimes._onnxruntime.gpu import blocker
+from runtimes._onnxruntime.gpu import blocker, device_name
 from runtimes._onnxruntime.provider_options import ProviderOptions
 from runtimes._onnxruntime.session import OrtSession
 from toolkit.errors import UnsupportedError, UsageError
-from toolkit.types import Engine, LoweredGraph
+from toolkit.types import Engine, LoweredGraph, Readiness
 
-__all__ = ["OPTIONS_ENTRY", "build_on_gpu", "recorded", "refuse_without"]
+__all__ = ["OPTIONS_ENTRY", "build_on_gpu", "readiness_of", "recorded", "refuse_without"]
 
 OPTIONS_ENTRY = "provider_options"
 """Where an engine's details hold the options, by provider."""
 
 Options = TypeVar("Options", bound=ProviderOptions)
+
+
+def readiness_of(provider: str, device: int) -> Readiness:
+    """Whether a session starts on the provider here, and what the driver calls its device of that number."""
+    reason = blocker(provider)
+    return Readiness(not reason, not reason, BUILDER, "" if reason else device_name(device), reason)
 
 
 def build_on_gpu(

@@ -36,7 +36,7 @@ def lower_graph(
 ) -> LoweredGraph:
     """Write `model.onnx`, weights beside it, into `folder`; weights that no rule touches are streamed.
 
-    `tensorrt10` keeps to what the parser of every TensorRT 10 takes: decomposed attention and opset 22.
+    `tensorrt10` keeps to what TensorRT 10's parser takes from 10.6 on: decomposed attention and opset 22.
     Raises UnsupportedError that names nodes which TensorRT would refuse or misread, StageError where the graph
     cannot be read or written.
     """

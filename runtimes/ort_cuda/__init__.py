@@ -7,13 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import onnxruntime as ort
-
 from runtimes._onnxruntime.cuda_options import CudaOptions
 from runtimes._onnxruntime.decoder import open_decoder
 from runtimes._onnxruntime.engine import graph_file
-from runtimes._onnxruntime.gpu import CUDA, blocker, device_name
-from runtimes._onnxruntime.gpu_engine import OPTIONS_ENTRY, build_on_gpu, recorded, refuse_without
+from runtimes._onnxruntime.gpu import CUDA
+from runtimes._onnxruntime.gpu_engine import OPTIONS_ENTRY, build_on_gpu, readiness_of, recorded, refuse_without
 from runtimes._onnxruntime.session import OrtSession
 from toolkit.types import (
     DEFAULT_OPTIONS,
@@ -45,9 +43,7 @@ class OrtCuda:
 
     def readiness(self) -> Readiness:
         """Ready where the build has CUDA, the driver counts a GPU, and a session really starts on it."""
-        reason = blocker(CUDA)
-        device = "" if reason else device_name(self.options.device_id)
-        return Readiness(not reason, not reason, f"onnxruntime {ort.__version__}", device, reason)
+        return readiness_of(CUDA, self.options.device_id)
 
     def lower(
         self,

@@ -7,12 +7,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Never
 
-import onnxruntime as ort
-
 from runtimes._onnxruntime.cuda_options import CudaOptions
 from runtimes._onnxruntime.engine import graph_file
-from runtimes._onnxruntime.gpu import CUDA, TENSORRT, blocker, device_name
-from runtimes._onnxruntime.gpu_engine import OPTIONS_ENTRY, build_on_gpu, recorded, refuse_without
+from runtimes._onnxruntime.gpu import CUDA, TENSORRT
+from runtimes._onnxruntime.gpu_engine import OPTIONS_ENTRY, build_on_gpu, readiness_of, recorded, refuse_without
 from runtimes._onnxruntime.session import OrtSession
 from runtimes.ort_trt.options import TensorrtOptions, for_graph, with_cache
 from toolkit.errors import UnsupportedError
@@ -48,9 +46,7 @@ class OrtTrt:
 
     def readiness(self) -> Readiness:
         """Ready where the build has the provider, the driver counts a GPU, TensorRT 10 loads and a session starts."""
-        reason = blocker(TENSORRT)
-        device = "" if reason else device_name(self.options.device_id)
-        return Readiness(not reason, not reason, f"onnxruntime {ort.__version__}", device, reason)
+        return readiness_of(TENSORRT, self.options.device_id)
 
     def lower(
         self,

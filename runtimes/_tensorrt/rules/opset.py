@@ -1,4 +1,4 @@
-"""An older opset for TensorRT 10: its parser is of ONNX 1.17 or little later."""
+"""An older opset for TensorRT 10, whose parser is of ONNX 1.17 since 10.6."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from toolkit.types import Step
 __all__ = ["LAST_OPSET", "lower_opset"]
 
 LAST_OPSET = 22
-"""What every parser of TensorRT 10 was built with: ONNX 1.17."""
+"""The last one of ONNX 1.17, which the parser is built with from TensorRT 10.6 on."""
 _SHOWN = 3
 
 
@@ -36,7 +36,7 @@ def lower_opset(model: ir.Model) -> list[Step]:
             hint=f"Export with --opset {LAST_OPSET}, or for the target trt or ort-cuda.",
         )
     model.opset_imports[""] = LAST_OPSET
-    return [Step("lower", f"opset {opset} -> {LAST_OPSET}", 1, "what every parser of TensorRT 10 knows")]
+    return [Step("lower", f"opset {opset} -> {LAST_OPSET}", 1, "what TensorRT 10 parses from 10.6 on")]
 
 
 def _newer(model: ir.Model) -> Iterator[str]:
