@@ -7,6 +7,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as state
 from ort_graphs import Case, written
 
 from runtimes import portable_session
+from runtimes._onnxruntime import gpu
 from runtimes._onnxruntime import session as session_module
 from runtimes._onnxruntime.engine import graph_file, zero_inputs
 from runtimes._onnxruntime.failures import MEANINGS, as_stage_error
@@ -105,6 +106,16 @@ def test_a_provider_that_fell_back_is_refused(path):
     real = session_module.ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     with pytest.raises(StageError, match=r"asked for CUDAExecutionProvider, but .* fell back to CPUExecutionProvider"):
         session_module._refuse_other_provider(real, ["CUDAExecutionProvider"])
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("provider", [gpu.CUDA, gpu.TENSORRT])
+def test_a_gpu_provider_of_this_build_that_cannot_start_is_an_error(provider, strict, path, capsys):
+    if provider not in session_module.ort.get_available_providers() or not gpu.blocker(provider):
+        pytest.skip(f"needs onnxruntime-gpu where {provider} does not start")
+    with pytest.raises(StageError, match=r"session: (cannot open|asked for)"):
+        OrtSession(path, [(provider, {})], strict=strict)
+    assert "retrying" not in capsys.readouterr().out
 
 
 def test_heavy_nodes_on_another_provider_are_named(tmp_path):
