@@ -22,7 +22,7 @@ __all__ = ["GRAPH_FILE", "lower_graph", "lower_model"]
 GRAPH_FILE = "model.onnx"
 
 _RULES: tuple[Callable[[ir.Model], list[Step]], ...] = (half_elsewhere, lower_attention)
-_RULES_OF_10 = (half_elsewhere, partial(lower_attention, decomposed=True))
+_RULES_OF_10 = (partial(lower_attention, decomposed=True),)
 
 
 def lower_graph(
@@ -37,6 +37,7 @@ def lower_graph(
     """Write `model.onnx`, weights beside it, into `folder`; weights that no rule touches are streamed.
 
     `tensorrt10` keeps to what TensorRT 10's parser takes from 10.6 on: decomposed attention and opset 22.
+    It leaves the precisions as they are, for a network that is weakly typed.
     Raises UnsupportedError that names nodes which TensorRT would refuse or misread, StageError where the graph
     cannot be read or written.
     """

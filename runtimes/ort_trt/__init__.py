@@ -13,6 +13,7 @@ from runtimes._onnxruntime.gpu import CUDA, TENSORRT
 from runtimes._onnxruntime.gpu_engine import OPTIONS_ENTRY, build_on_gpu, readiness_of, recorded, refuse_without
 from runtimes._onnxruntime.session import OrtSession
 from runtimes.ort_trt.options import TensorrtOptions, for_graph, with_cache
+from runtimes.ort_trt.precision import flags_of, refuse_mixed
 from toolkit.errors import UnsupportedError
 from toolkit.types import (
     DEFAULT_OPTIONS,
@@ -31,7 +32,7 @@ __all__ = ["KINDS", "RUNTIME", "SCHEMES", "CudaOptions", "OrtTrt", "TensorrtOpti
 SCHEMES = ("fp32", "fp16", "int8")
 KINDS = ("encoder", "vision", "module")
 
-_GRAPH_SHA256 = "graph_sha256"
+_GRAPH_SHA256, _SCHEME = "graph_sha256", "scheme"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +58,9 @@ class OrtTrt:
     ) -> LoweredGraph:
         """Write `model.onnx` into `folder` in the operators of TensorRT 10's parser; needs no GPU.
 
-        Raises UnsupportedError that names the nodes it would refuse or misread.
+        Raises UnsupportedError that names the nodes it would refuse or misread, or need not keep in fp32.
         """
+        refuse_mixed(graph)
         from runtimes._tensorrt.lowering import lower_graph
 
         return lower_graph(graph, folder, "ort-trt", samples, options, tensorrt10=True)
@@ -69,9 +71,10 @@ class OrtTrt:
         details = {
             OPTIONS_ENTRY: {TENSORRT: given.as_strings(), CUDA: self.cuda.as_strings()},
             _GRAPH_SHA256: graph.sha256,
+            _SCHEME: graph.scheme,
         }
         chosen = with_cache(given, graph.sha256)
-        return build_on_gpu(graph, TENSORRT, details, lambda: self._open(graph.path, chosen, self.cuda))
+        return build_on_gpu(graph, TENSORRT, details, lambda: _open(graph.path, chosen, self.cuda, graph.scheme))
 
     def session(self, folder: Path, engine: Mapping[str, Any]) -> Session:
         """Open the engine's graph on the GPU, which compiles it unless it is cached.
@@ -80,18 +83,22 @@ class OrtTrt:
         is refused or some of it would run on the CPU.
         """
         options, cuda = recorded(TensorrtOptions, engine, self.options), recorded(CudaOptions, engine, self.cuda)
+        details = engine.get("details", {})
+        scheme, sha256 = details.get(_SCHEME, ""), details.get(_GRAPH_SHA256)
+        flags_of(scheme)
         refuse_without(TENSORRT, "ort-trt")
-        sha256 = engine.get("details", {}).get(_GRAPH_SHA256)
         chosen = with_cache(options, sha256) if sha256 else options
-        return self._open(graph_file(folder, engine), chosen, cuda)
+        return _open(graph_file(folder, engine), chosen, cuda, scheme)
 
     def decoder(self, folder: Path, engine: Mapping[str, Any], spec: DecoderSpec, *, limit: int, rows: int) -> Never:
         """Raises UnsupportedError: a session has one profile, and a cache wants one for each way of use."""
         raise UnsupportedError("ort-trt runs no language models", hint="`trt` and `ort-cuda` do.")
 
-    def _open(self, path: Path, options: TensorrtOptions, cuda: CudaOptions) -> OrtSession:
-        behind = replace(cuda, device_id=options.device_id)
-        return OrtSession(path, [(TENSORRT, options.as_strings()), (CUDA, behind.as_strings())], strict=True)
+
+def _open(path: Path, options: TensorrtOptions, cuda: CudaOptions, scheme: str) -> OrtSession:
+    first = {**options.as_strings(), **flags_of(scheme)}
+    behind = replace(cuda, device_id=options.device_id)
+    return OrtSession(path, [(TENSORRT, first), (CUDA, behind.as_strings())], strict=True)
 
 
 RUNTIME = OrtTrt()

@@ -15,7 +15,7 @@ from toolkit.types import ModelSpec
 
 __all__ = ["TensorrtOptions", "for_graph", "with_cache"]
 
-_IN_THE_GRAPH = "Precision is written in the graph; choose it by the target, as ort-trt-fp16."
+_BY_TARGET = "The target says which precisions the builder may use, as ort-trt-fp16."
 _DEPRECATED = "It is deprecated since TensorRT 8.6: set trt_builder_optimization_level to 2."
 
 
@@ -23,18 +23,17 @@ _DEPRECATED = "It is deprecated since TensorRT 8.6: set trt_builder_optimization
 class TensorrtOptions(ProviderOptions):
     """By ONNX Runtime's own names, each accepted by the TensorRT provider of onnxruntime-gpu 1.31.1.
 
-    Sizes are in bytes; `trt_max_workspace_size` None is all of the device. With the fp16, bf16 and int8 flags off,
-    which they are unless given, ONNX Runtime builds a strongly typed network: every tensor has the graph's dtype.
+    Sizes are in bytes; `trt_max_workspace_size` None is all of the device. The precision flags follow the scheme.
     Engines and timings are cached where `trt_engine_cache_path` and `trt_timing_cache_path` say, each graph apart.
     """
 
     PROVIDER: ClassVar[str] = TENSORRT
     BOOLEANS: ClassVar[tuple[str, str]] = ("False", "True")
     REFUSED: ClassVar[Mapping[str, str]] = {
-        "trt_fp16_enable": _IN_THE_GRAPH,
-        "trt_bf16_enable": _IN_THE_GRAPH,
-        "trt_int8_enable": _IN_THE_GRAPH,
-        "trt_layer_norm_fp32_fallback": _IN_THE_GRAPH,
+        "trt_fp16_enable": _BY_TARGET,
+        "trt_bf16_enable": _BY_TARGET,
+        "trt_int8_enable": _BY_TARGET,
+        "trt_layer_norm_fp32_fallback": _BY_TARGET,
         "trt_int8_calibration_table_name": "Calibration is over when the graph is written: int8 is in its Q/DQ nodes.",
         "trt_int8_use_native_calibration_table": "Calibration is over when the graph is written.",
         "trt_build_heuristics_enable": _DEPRECATED,
