@@ -38,9 +38,10 @@ def refuse_mixed(graph: QuantizedGraph) -> None:
     """
     kept = [step for step in graph.steps if step.what in _KEPT]
     if graph.scheme == "fp16" and kept:
-        nodes = sum(step.count for step in kept)
+        count = sum(step.count for step in kept)
+        nodes = f"{count} node{'' if count == 1 else 's'}"
         raise UnsupportedError(
-            f"{nodes} nodes must stay in fp32 ({kept[0].reason}), and ONNX Runtime's TensorRT network is weakly typed: "
+            f"{nodes} must stay in fp32 ({kept[0].reason}), and ONNX Runtime's TensorRT network is weakly typed: "
             "it may run them in half",
             hint="`trt-fp16` and `ort-cuda-fp16` keep them in fp32; or export for ort-trt-fp32.",
         )

@@ -8,7 +8,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
-from ort_graphs import Case, written
+from ort_graphs import Case, spec_of, written
 from trt_graphs import FEEDS, SPEC, quantized
 
 from runtimes import portable_session
@@ -18,9 +18,10 @@ from runtimes._tensorrt.preflight import objections
 from runtimes.ort_trt import KINDS, RUNTIME, SCHEMES, CudaOptions, OrtTrt, TensorrtOptions
 from runtimes.ort_trt.options import for_graph, with_cache
 from runtimes.ort_trt.precision import flags_of
+from toolkit import plugins
 from toolkit.errors import UnsupportedError, UsageError
 from toolkit.target import parse_target
-from toolkit.types import Step
+from toolkit.types import Calibration
 
 BLOCKER = gpu.blocker(gpu.TENSORRT)
 without_gpu = pytest.mark.skipif(not BLOCKER, reason="there is a usable GPU and TensorRT 10 here")
@@ -173,15 +174,23 @@ def test_an_engine_entry_without_its_scheme_is_damaged(tmp_path):
         RUNTIME.session(tmp_path, {"graph": "model.onnx"})
 
 
-@pytest.mark.parametrize(("kind", "refused"), [("range", True), ("constant", True), ("normalisation", False)])
-def test_half_precision_with_nodes_that_must_stay_in_fp32_is_refused(kind, refused, tmp_path):
-    kept = (Step("quantize", f"kept in fp32: {kind}", 2, "Add of layer.0: |sum| reached 7e4"),)
-    graph = replace(written(Case(dtype="float16").model(), tmp_path, "fp16"), steps=kept)
+@pytest.mark.parametrize(("weight", "refused"), [(1.0, ""), (3e4, "range"), (1e5, "constant")], ids=str)
+def test_half_precision_with_nodes_that_must_stay_in_fp32_is_refused(weight, refused, tmp_path):
+    """What the scheme fp16 itself says of a product that passes 65504, or whose weights do."""
+    text = f"""<ir_version: 10, opset_import: ["" : 23]> tiny (float[batch, 2] x) => (float[batch, 2] y)
+    <float[2, 2] w = {{{weight}, 1.0, 1.0, {weight}}}> {{ y = MatMul(x, w) }}"""
+    model = ir.from_proto(onnx.parser.parse_model(text))
+    data = Calibration(
+        lambda: iter([{"x": np.full((2, 2), 4.0 if refused == "range" else 0.1, np.float32)}]), 1, "here"
+    )
+    steps = plugins.scheme("fp16").apply(model, spec_of(model), data, {})
+    graph = replace(written(model, tmp_path, "fp16"), steps=tuple(steps))
     if not refused:
         assert lower(graph, tmp_path).scheme == "fp16"
         return
-    with pytest.raises(UnsupportedError, match=r"2 nodes must stay in fp32 .*weakly typed") as caught:
+    with pytest.raises(UnsupportedError, match=r"1 node must stay in fp32 \(MatMul .*weakly typed") as caught:
         lower(graph, tmp_path)
+    assert f"kept in fp32: {refused}" in {step.what for step in steps}
     assert "`trt-fp16` and `ort-cuda-fp16` keep them" in caught.value.hint
 
 
