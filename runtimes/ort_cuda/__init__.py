@@ -31,8 +31,8 @@ __all__ = ["KINDS", "RUNTIME", "SCHEMES", "SCHEME_KINDS", "CudaOptions", "OrtCud
 SCHEMES = ("fp32", "fp16", "int8", "int4")
 KINDS = ("encoder", "vision", "decoder", "module")
 SCHEME_KINDS = {"int8": ("decoder",)}
-"""A language model's int8 is in its weights, which `MatMulNBits` reads; CUDA has no kernel for int8 activations, so
-that Q/DQ Linears would be dequantized and run in fp32, slower than fp16."""
+"""A language model's int8 is in its weights, which `MatMulNBits` reads. CUDA has no kernel for a Linear between
+Q and DQ: it would be dequantized and run in fp32, slower than fp16."""
 
 
 @dataclass(frozen=True, slots=True)

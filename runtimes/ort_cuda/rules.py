@@ -13,7 +13,8 @@ __all__ = ["RULES"]
 RULES: tuple[Rule, ...] = (lower_attention, partial(lower_block_linears, accuracy_level=0))
 """Block-wise weights meet activations as they are: rounding those to int8 is a way of the CPU's kernels.
 
-CUDA has kernels for the standard `Attention` (opset 23 and 24); its integer products exist on the CPU only.
+CUDA has kernels for the standard `Attention` (opset 23 and 24). Of integer products it has `MatMulInteger` alone, which
+wants quantizing and scaling as nodes of their own.
 
 `GroupQueryAttention` exists there in half precision only, and its cache would have to stay on the device.
 """
