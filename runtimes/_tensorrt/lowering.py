@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx_ir as ir
@@ -14,6 +14,7 @@ from runtimes._tensorrt.rules.biases import fold_biases
 from runtimes._tensorrt.rules.byte_inputs import cast_byte_inputs
 from runtimes._tensorrt.rules.functions import inline_functions
 from runtimes._tensorrt.rules.half import half_elsewhere
+from runtimes._tensorrt.rules.opset import lower_opset
 from runtimes._tensorrt.rules.signed import sign_quantization
 from toolkit.errors import StageError
 from toolkit.hashing import data_path, graph_sha256
@@ -23,15 +24,6 @@ __all__ = ["GRAPH_FILE", "lower_graph", "lower_model"]
 
 GRAPH_FILE = "model.onnx"
 
-_RULES: tuple[Callable[[ir.Model], list[Step]], ...] = (
-    cast_byte_inputs,
-    sign_quantization,
-    fold_biases,
-    half_elsewhere,
-    lower_attention,
-    inline_functions,
-)
-
 
 def lower_graph(
     graph: QuantizedGraph,
@@ -39,9 +31,13 @@ def lower_graph(
     runtime: str,
     samples: Samples | None = None,
     options: TargetOptions = DEFAULT_OPTIONS,
+    *,
+    tensorrt10: bool = False,
 ) -> LoweredGraph:
     """Write `model.onnx`, weights beside it, into `folder`; weights that no rule touches are streamed.
 
+    `tensorrt10` keeps to what TensorRT 10's parser takes from 10.6 on: decomposed attention and opset 22.
+    It leaves the precisions as they are, for a network that is weakly typed.
     Raises UnsupportedError that names nodes which TensorRT would refuse or misread, StageError where the graph
     cannot be read or written.
     """
@@ -52,16 +48,25 @@ def lower_graph(
         model = ir.load(graph.path)
     except Exception as error:  # protobuf and onnx_ir share no base class for a bad file
         raise StageError("lower", f"cannot read {graph.path}: {error}", hint="Export the model again.") from error
-    steps = lower_model(model, options.architectures)
+    steps = lower_model(model, options.architectures, tensorrt10=tensorrt10)
     _write(model, path)
     return LoweredGraph(path, graph_sha256(path), graph.spec, (*graph.steps, *steps), graph.scheme, runtime)
 
 
-def lower_model(model: ir.Model, architectures: Sequence[str] = ()) -> list[Step]:
+def lower_model(model: ir.Model, architectures: Sequence[str] = (), *, tensorrt10: bool = False) -> list[Step]:
     """Rewrite the model in place. Raises UnsupportedError where TensorRT would refuse or misread the result."""
-    steps = [step for rule in _RULES for step in rule(model)]
+    steps = [
+        *cast_byte_inputs(model),
+        *sign_quantization(model),
+        *fold_biases(model),
+        # The network that ONNX Runtime hands to TensorRT 10 is weakly typed: its builder chooses half precision.
+        *([] if tensorrt10 else half_elsewhere(model)),
+        *lower_attention(model, decomposed=tensorrt10),
+        *inline_functions(model),
+    ]
     RemoveUnusedNodesPass()(model)
     RemoveUnusedOpsetsPass()(model)
+    steps += lower_opset(model) if tensorrt10 else []
     return [*steps, *check(model, architectures)]
 
 

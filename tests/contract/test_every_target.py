@@ -19,6 +19,7 @@ from toolkit.pipeline import export
 from toolkit.plan import Request, plan
 from toolkit.plugins import listing
 from toolkit.target import all_targets, parse_target
+from toolkit.types import Kind
 
 SIZES: dict[str, Any] = {
     "hidden_size": 64,
@@ -94,16 +95,15 @@ def model(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     return str(tmp_path / "model")
 
 
-def targets_of(kind: str) -> list[str]:
+def targets_of(kind: Kind) -> list[str]:
     """All targets, less those whose TensorRT build would repeat another's: compiling takes most of the suite's time.
 
     A language model is compiled for three profiles, so only its two TensorRT schemes are; int4 of the others differs
     from their fp16 in the weights alone.
     """
-    names = [str(target) for target in all_targets()]
+    names = [str(target) for target in all_targets(kind)]
     if kind == "decoder":
-        taken = [name for name in names if not name.endswith("-int8-dynamic")]
-        return [name for name in taken if not name.startswith("trt") or name in ("trt-fp16", "trt-int4")]
+        return [name for name in names if not name.startswith("trt") or name in ("trt-fp16", "trt-int4")]
     return [name for name in names if name not in ("trt-int4", "trt-rtx-int4")]
 
 
