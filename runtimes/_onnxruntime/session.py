@@ -17,12 +17,15 @@ from runtimes._onnxruntime.feeds import check_feeds, spec_of
 from runtimes._onnxruntime.kernels.register import register_kernels
 from runtimes._onnxruntime.operators import operators
 from runtimes._onnxruntime.saturation import int8_products_saturate, quantizes_activations
+from runtimes._onnxruntime.static_cache import LEFT_OPEN, with_open_length
 from toolkit.errors import StageError, UnsupportedError, UsageError
 from toolkit.types import Tensors
 
 __all__ = ["CPU", "OrtSession", "physical_cores"]
 
 CPU = "CPUExecutionProvider"
+
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 
 _COMPUTE = frozenset(
     {"Attention", "Conv", "Gelu", "Gemm", "LayerNormalization", "MatMul", "MultiHeadAttention", "Softmax"}
@@ -54,15 +57,17 @@ class OrtSession:
             options.add_session_config_entry("session.x64quantprecision", "1")
         own = register_kernels(options, called) if provider == CPU else ""
         chain = [(provider, dict(provider_options or {}))]
+        opened = with_open_length(path) if ("", "TensorScatter") in called else None
+        options.add_session_config_entry(_WEIGHTS_FOLDER, str(path.parent.resolve()) if opened else "")
         with as_stage_error("session", f"cannot open {path}"):
-            self._session: Any = ort.InferenceSession(str(path), options, providers=chain)
+            self._session: Any = ort.InferenceSession(opened or str(path), options, providers=chain)
         self._session.disable_fallback()
         _refuse_other_provider(self._session, provider)
         self.inputs = tuple(spec_of(argument) for argument in self._session.get_inputs())
         self.outputs = tuple(spec_of(argument) for argument in self._session.get_outputs())
         self.metadata: Mapping[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
         provided = f"onnxruntime {ort.__version__} {self._session.get_providers()[0]}"
-        self.ran_on = f"{provided}, {own}" if own else provided
+        self.ran_on = ", ".join(filter(None, [provided, own, LEFT_OPEN if opened else ""]))
 
     def run(self, inputs: Tensors) -> dict[str, NDArray[Any]]:
         """All outputs by name.

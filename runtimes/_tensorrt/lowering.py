@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import onnx_ir as ir
@@ -11,6 +10,7 @@ from onnx_ir.passes.common import InlinePass, RemoveUnusedNodesPass, RemoveUnuse
 from runtimes._tensorrt.preflight import check
 from runtimes._tensorrt.rules.attention import lower_attention
 from runtimes._tensorrt.rules.half import half_elsewhere
+from runtimes._tensorrt.rules.static_cache import static_spec
 from toolkit.errors import StageError
 from toolkit.hashing import data_path, graph_sha256
 from toolkit.types import DEFAULT_OPTIONS, LoweredGraph, QuantizedGraph, Samples, Step, TargetOptions
@@ -18,8 +18,6 @@ from toolkit.types import DEFAULT_OPTIONS, LoweredGraph, QuantizedGraph, Samples
 __all__ = ["GRAPH_FILE", "lower_graph", "lower_model"]
 
 GRAPH_FILE = "model.onnx"
-
-_RULES: tuple[Callable[[ir.Model], list[Step]], ...] = (half_elsewhere, lower_attention)
 
 
 def lower_graph(
@@ -31,6 +29,8 @@ def lower_graph(
 ) -> LoweredGraph:
     """Write `model.onnx`, weights beside it, into `folder`; weights that no rule touches are streamed.
 
+    With a static cache the answer's spec has the graph's own inputs and outputs, which differ from the model's.
+
     Raises UnsupportedError that names nodes which TensorRT would refuse or misread, StageError where the graph
     cannot be read or written.
     """
@@ -41,14 +41,19 @@ def lower_graph(
         model = ir.load(graph.path)
     except Exception as error:  # protobuf and onnx_ir share no base class for a bad file
         raise StageError("lower", f"cannot read {graph.path}: {error}", hint="Export the model again.") from error
-    steps = lower_model(model)
+    static = graph.spec.decoder is not None and options.cache == "static"
+    steps = lower_model(model, graph.spec.dims["total_sequence"].max if static else None)
+    spec = static_spec(graph.spec, model) if static else graph.spec
     _write(model, path)
-    return LoweredGraph(path, graph_sha256(path), graph.spec, (*graph.steps, *steps), graph.scheme, runtime)
+    return LoweredGraph(path, graph_sha256(path), spec, (*graph.steps, *steps), graph.scheme, runtime)
 
 
-def lower_model(model: ir.Model) -> list[Step]:
-    """Rewrite the model in place. Raises UnsupportedError where TensorRT would refuse or misread the result."""
-    steps = [step for rule in _RULES for step in rule(model)]
+def lower_model(model: ir.Model, cache_length: int | None = None) -> list[Step]:
+    """Rewrite the model in place; with `cache_length` its cache becomes buffers of so many positions.
+
+    Raises UnsupportedError where TensorRT would refuse or misread the result.
+    """
+    steps = [*half_elsewhere(model), *lower_attention(model, cache_length)]
     if model.functions:
         InlinePass()(model)
     RemoveUnusedNodesPass()(model)
