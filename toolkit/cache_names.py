@@ -1,4 +1,4 @@
-"""What a language model's cache tensors are called, in and out, and what tells a cache of fixed length from one that grows."""
+"""What a language model's cache tensors are called, in and out, and the input that only a cache in place has."""
 
 from __future__ import annotations
 

@@ -71,7 +71,9 @@ class StaticCache:
         if past is None or present is None:
             raise UnsupportedError(f"attention '{node.name}' takes a past and answers no present", hint=_CONCAT)
         buffer, output = _buffer(node, past), _output(node, present)
-        buffer.shape = ir.Shape([self._length if axis == _LENGTH_AXIS else dim for axis, dim in enumerate(_dims(buffer))])
+        buffer.shape = ir.Shape(
+            [self._length if axis == _LENGTH_AXIS else dim for axis, dim in enumerate(_dims(buffer))]
+        )
         buffer.type = ir.TensorType(new.dtype or ir.DataType.FLOAT)
         attributes = {"axis": _LENGTH_AXIS, "mode": "linear"}
         written = writer.node(node, "TensorScatter", [buffer, new, self.write_indices], new.dtype, attributes)
@@ -126,7 +128,9 @@ def static_spec(spec: ModelSpec, model: ir.Model) -> ModelSpec:
 
 
 def _specs(values: list[ir.Value]) -> tuple[TensorSpec, ...]:
-    return tuple(TensorSpec(str(value.name), value.dtype.numpy().name, _sizes(value)) for value in values if value.dtype)
+    return tuple(
+        TensorSpec(str(value.name), value.dtype.numpy().name, _sizes(value)) for value in values if value.dtype
+    )
 
 
 def _sizes(value: ir.Value) -> tuple[int | str, ...]:
