@@ -17,6 +17,7 @@ from runtimes._tensorrt.profiles import profiles_of
 from runtimes._tensorrt.session import EngineSession
 from toolkit.errors import StageError, UnsupportedError
 from toolkit.generation.session_decoder import SessionDecoder
+from toolkit.generation.static_cache import growing
 from toolkit.types import (
     DEFAULT_OPTIONS,
     Decoder,
@@ -106,7 +107,7 @@ class TensorRT:
         Raises UnsupportedError where there is no device or no file for it, MissingDependencyError without the
         library, StageError where the file does not load.
         """
-        return self._open(folder, engine)
+        return growing(self._open(folder, engine))
 
     def _open(self, folder: Path, engine: Mapping[str, Any]) -> EngineSession:
         found, why = devices()
@@ -125,7 +126,7 @@ class TensorRT:
 
     def decoder(self, folder: Path, engine: Mapping[str, Any], spec: DecoderSpec, *, limit: int, rows: int) -> Decoder:
         """The engine with its cache fed back from each step to the next; raises as `session` does."""
-        session = self._open(folder, engine)
+        session = growing(self._open(folder, engine))
         return SessionDecoder(session, session.inputs, spec, limit=limit, rows=rows)
 
     @cached_property

@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 from model_zoo import resolve
 from runtimes._tensorrt.job import Profile
 from runtimes._tensorrt.profiles import profiles_of
-from tests.toolkit.tiny_lm import RowsOfTokens, tiny_inputs, tiny_outputs, tiny_spec
+from tests.toolkit.tiny_lm import RowsOfTokens, TinyLM, language_bundle, tiny_inputs, tiny_outputs, tiny_spec
+from toolkit.bundle.read import Bundle, open_bundle
 from toolkit.errors import UsageError
 from toolkit.generation.generate import PREFILL_CHUNK, Generation, prefill
+from toolkit.generation.request import Request, complete
 from toolkit.generation.speculative import speculate
 from toolkit.types import Dim, ModelSpec, TensorSpec
 
@@ -163,3 +165,14 @@ def test_every_named_dimension_of_an_encoder_has_its_range() -> None:
         "x": ((1, 3, 32, 16), (2, 3, 64, 48), (8, 3, 96, 128)),
         "mask": ((1, 32), (2, 64), (8, 96)),
     }
+
+
+def test_a_prompt_goes_through_in_chunks_that_the_engine_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = open_bundle(language_bundle(tmp_path / "bundle"))
+    manifest = made.manifest.model_copy(update={"dims": {**made.manifest.dims, "sequence": Dim(1, 4, 6)}})
+    decoder = TinyLM(rows=1)
+    monkeypatch.setattr("toolkit.generation.request.open_decoder", lambda *args, **kwargs: decoder)
+    prompt = np.arange(20, dtype=np.int64)
+    answer = complete(Bundle(made.folder, manifest), Request(tokens=(prompt,)), Generation(max_new_tokens=2))
+    assert decoder.calls[:4] == [(1, 6), (1, 6), (1, 6), (1, 2)]
+    assert answer.completions[0].prompt_tokens == 20

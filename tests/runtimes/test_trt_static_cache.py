@@ -33,6 +33,7 @@ from toolkit.continuation import with_continuations
 from toolkit.errors import UnsupportedError, UsageError
 from toolkit.generation.session_decoder import SessionDecoder
 from toolkit.generation.static_cache import GrowingSession, growing, has_static_cache
+from toolkit.plan import Request, plan
 from toolkit.types import (
     Calibration,
     Engine,
@@ -297,6 +298,11 @@ def test_a_cache_that_others_read_is_refused(exported: Any, tmp_path: Path) -> N
     with pytest.raises(UnsupportedError, match=r"past_key_values\.1\.key") as caught:
         lower_graph(odd, tmp_path / "lowered", "trt", None, STATIC)  # type: ignore[arg-type]
     assert "--kv-cache concat" in caught.value.hint
+
+
+def test_a_model_without_a_cache_is_refused_before_any_work() -> None:
+    with pytest.raises(UsageError, match="--kv-cache is for language models; vit-digits is of kind 'vision'"):
+        plan(Request("vit-digits", ("trt-fp16",), options=STATIC))
 
 
 def cached_attention(**attributes: int) -> ir.Model:
