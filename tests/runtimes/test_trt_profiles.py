@@ -11,17 +11,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from model_zoo import resolve
 from runtimes._tensorrt.job import Profile
 from runtimes._tensorrt.profiles import profiles_of
-from tests.toolkit.tiny_lm import RowsOfTokens, TinyLM, language_bundle, tiny_inputs, tiny_outputs, tiny_spec
-from toolkit.bundle.read import Bundle, open_bundle
 from toolkit.errors import UsageError
 from toolkit.generation.generate import PREFILL_CHUNK, Generation, prefill
-from toolkit.generation.request import Request, complete
+from toolkit.generation.rows import Rows
 from toolkit.generation.speculative import speculate
-from toolkit.types import Dim, ModelSpec, TensorSpec
+from toolkit.types import DecoderSpec, Dim, ModelSpec, TensorSpec
 
 CONFIG = {
     "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 96, "hidden_size": 64,
@@ -31,6 +30,16 @@ CONFIG = {
 AHEAD = 4
 
 
+PAST = ("batch", 1, "past_sequence", 8)
+INPUTS = (
+    TensorSpec("input_ids", "int64", ("batch", "sequence")),
+    TensorSpec("attention_mask", "int64", ("batch", "total_sequence")),
+    TensorSpec("past_key_values.0.key", "float32", PAST),
+    TensorSpec("past_key_values.0.value", "float32", PAST),
+)
+DECODER = DecoderSpec(layers=1, vocabulary=8, context=2048)
+
+
 def language(sequence: Dim, total: Dim, past: Dim | None = None) -> ModelSpec:
     dims = {
         "batch": Dim(1, 1, 4),
@@ -38,9 +47,7 @@ def language(sequence: Dim, total: Dim, past: Dim | None = None) -> ModelSpec:
         "total_sequence": total,
         "past_sequence": past or Dim(1, max(1, min(total.opt, total.max - 1)), total.max),
     }
-    return ModelSpec(
-        "m", "f", "decoder", "text-generation", "s", "A", tiny_inputs(), tiny_outputs(), dims, decoder=tiny_spec()
-    )
+    return ModelSpec("m", "f", "decoder", "text-generation", "s", "A", INPUTS, (), dims, decoder=DECODER)
 
 
 def static(spec: ModelSpec) -> ModelSpec:
@@ -71,19 +78,25 @@ def shapes_of(spec: ModelSpec, new: int, past: int, rows: int = 1) -> dict[str, 
     return {item.name: tuple(sizes[dim] if isinstance(dim, str) else dim for dim in item.shape) for item in spec.inputs}
 
 
-class Recorder(RowsOfTokens):
+class Recorder(Rows):
     """Answers nothing of interest and remembers (new, past) of every step."""
 
+    ran_on = "nothing"
+
     def __init__(self, limit: int) -> None:
-        super().__init__(limit=limit, rows=4)
+        super().__init__(DECODER, limit=limit, rows=1)
         self.steps: list[tuple[int, int]] = []
 
-    def forward(self, tokens, lengths, *, every=False):
-        self.steps.append((tokens.shape[1], max(map(len, self.fed))))
-        return super().forward(tokens, lengths, every=every)
+    def forward(
+        self, tokens: NDArray[np.int64], lengths: NDArray[np.int64], *, every: bool = False
+    ) -> NDArray[np.float32]:
+        self._check(tokens, lengths, every)
+        self.steps.append((tokens.shape[1], int(self._lengths.max())))
+        self._lengths = self._lengths + lengths
+        return self._answer(np.zeros((*tokens.shape, DECODER.vocabulary), np.float32), lengths, every)
 
-    def logits(self, tokens):
-        return np.zeros((len(tokens), 8), np.float32)
+    def close(self) -> None:
+        """Nothing is held."""
 
 
 def fed(prompt: int, limit: int, chunk: int) -> list[tuple[int, int]]:
@@ -165,14 +178,3 @@ def test_every_named_dimension_of_an_encoder_has_its_range() -> None:
         "x": ((1, 3, 32, 16), (2, 3, 64, 48), (8, 3, 96, 128)),
         "mask": ((1, 32), (2, 64), (8, 96)),
     }
-
-
-def test_a_prompt_goes_through_in_chunks_that_the_engine_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = open_bundle(language_bundle(tmp_path / "bundle"))
-    manifest = made.manifest.model_copy(update={"dims": {**made.manifest.dims, "sequence": Dim(1, 4, 6)}})
-    decoder = TinyLM(rows=1)
-    monkeypatch.setattr("toolkit.generation.request.open_decoder", lambda *args, **kwargs: decoder)
-    prompt = np.arange(20, dtype=np.int64)
-    answer = complete(Bundle(made.folder, manifest), Request(tokens=(prompt,)), Generation(max_new_tokens=2))
-    assert decoder.calls[:4] == [(1, 6), (1, 6), (1, 6), (1, 2)]
-    assert answer.completions[0].prompt_tokens == 20
