@@ -240,6 +240,10 @@ def test_a_fixed_buffer_is_driven_as_one_that_grows(exported: Any, tmp_path: Pat
     over = without_past(made.spec, *np.ones((2, 1, LENGTH + 1), np.int64))
     with pytest.raises(UsageError, match=f"{LENGTH + 1} positions, the cache holds {LENGTH}"):
         session.run(over)
+    with pytest.raises(UsageError, match=r"missing: past_key_values\.1\.key"):
+        session.run({name: array for name, array in over.items() if name != "past_key_values.1.key"})
+    with pytest.raises(UsageError, match="of several lengths"):
+        session.run(over | {"attention_mask": np.ones((1, 3), np.int64)})
     session.close()
 
 

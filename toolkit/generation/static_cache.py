@@ -19,6 +19,7 @@ from toolkit.types import Session, Tensors, TensorSpec
 
 __all__ = ["GrowingSession", "SpecifiedSession", "growing", "has_static_cache"]
 
+_IDS = "input_ids"
 _LENGTH_AXIS = 2
 _PAST, _TOTAL = "past_sequence", "total_sequence"
 
@@ -51,18 +52,18 @@ class GrowingSession:
         self.inputs = tuple(_canonical(item) for item in session.inputs if item.name != WRITE_INDICES)
         self._session = session
         self._caches = [item for item in session.inputs if is_past(item.name)]
-        self._names = {item.name for item in session.inputs}
 
     def run(self, inputs: Tensors) -> dict[str, NDArray[Any]]:
         """All outputs by name, presents in float32.
 
-        Raises UsageError for more positions than the buffer holds, and as the session does.
+        Raises UsageError for a missing input, for more positions than the buffer holds, and as the session does.
         """
-        rows, past = inputs[self._caches[0].name].shape[0], inputs[self._caches[0].name].shape[_LENGTH_AXIS]
-        total = past + inputs["input_ids"].shape[1]
+        rows, past, total = self._sizes(inputs)
         length = self._length(total)
         feeds: dict[str, NDArray[Any]] = {name: np.asarray(array) for name, array in inputs.items()}
-        feeds |= {item.name: _padded(inputs[item.name].astype(item.dtype), 2, length) for item in self._caches}
+        feeds |= {
+            item.name: _padded(feeds[item.name].astype(item.dtype), _LENGTH_AXIS, length) for item in self._caches
+        }
         feeds[WRITE_INDICES] = np.full(rows, past, np.int64)
         if ATTENTION_MASK in feeds:
             feeds[ATTENTION_MASK] = _padded(feeds[ATTENTION_MASK], 1, length)
@@ -72,6 +73,21 @@ class GrowingSession:
     def close(self) -> None:
         """Close the session."""
         self._session.close()
+
+    def _sizes(self, inputs: Tensors) -> tuple[int, int, int]:
+        """Rows, positions of the past, and of past and new tokens together."""
+        missing = [item.name for item in self.inputs if item.name not in inputs]
+        if missing:
+            raise UsageError(f"wrong input names (missing: {', '.join(missing)})", hint=self._takes())
+        shapes = {inputs[item.name].shape for item in self._caches}
+        past, new = min(shapes)[_LENGTH_AXIS], inputs[_IDS].shape[-1]
+        mask = inputs.get(ATTENTION_MASK)
+        if {shape[_LENGTH_AXIS] for shape in shapes} != {past} or (mask is not None and mask.shape[-1] != past + new):
+            raise UsageError(f"{new} new tokens, pasts and {ATTENTION_MASK} are of several lengths", hint=self._takes())
+        return min(shapes)[0], past, past + new
+
+    def _takes(self) -> str:
+        return f"It takes: {', '.join(item.name for item in self.inputs)}."
 
     def _length(self, total: int) -> int:
         """How long a buffer to make: as the graph has it, or what is needed where it leaves that open."""

@@ -51,10 +51,10 @@ class StaticCache:
         if self._mask is None:
             return
         self._serve_new_tokens(writer, self._mask)
-        stale = self._mask.shape[1] if self._mask.shape is not None else None
+        whole = _dims(self._mask)[1]
         for value in _values(self._model.graph):
-            if value.shape is not None and stale in value.shape.dims:
-                value.shape = ir.Shape([self._length if dim == stale else dim for dim in value.shape])
+            if value.shape is not None and whole in value.shape.dims:
+                value.shape = ir.Shape([self._length if dim == whole else dim for dim in value.shape])
 
     def join(self, writer: Writer, node: ir.Node, attention: FusedAttention) -> FusedAttention:
         """The attention over the whole buffers, with the node's new keys and values written into them."""
@@ -105,7 +105,7 @@ class StaticCache:
 
     def _new_tokens(self, writer: Writer, anchor: ir.Node, mask: ir.Value) -> ir.Value:
         """The mask's columns of the new tokens, [batch, sequence]: read from where each row writes."""
-        first = self._model.graph.inputs[0]
+        ids = next(value for value in self._model.graph.inputs if value.name == "input_ids")
 
         def ints(*numbers: int) -> ir.Value:
             return writer.constant(np.asarray(numbers, np.int64))
@@ -113,12 +113,12 @@ class StaticCache:
         def scalar(number: int) -> ir.Value:
             return writer.constant(np.asarray(number, np.int64))
 
-        count = writer.node(anchor, "Shape", [first], ir.DataType.INT64, {"start": 1, "end": 2})
+        count = writer.node(anchor, "Shape", [ids], ir.DataType.INT64, {"start": 1, "end": 2})
         steps = writer.node(anchor, "Range", [scalar(0), writer.node(anchor, "Squeeze", [count, ints(0)]), scalar(1)])
         starts = writer.node(anchor, "Unsqueeze", [self.write_indices, ints(1)])
         places = writer.node(anchor, "Add", [starts, steps])
         new = writer.node(anchor, "GatherElements", [mask, places], mask.dtype, {"axis": 1})
-        new.shape = first.shape
+        new.shape = ids.shape
         return new
 
 
