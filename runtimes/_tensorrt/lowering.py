@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import onnx_ir as ir
-from onnx_ir.passes.common import InlinePass, RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
+from onnx_ir.passes.common import RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
 
 from runtimes._tensorrt.preflight import check
 from runtimes._tensorrt.rules.attention import lower_attention
+from runtimes._tensorrt.rules.biases import fold_biases
+from runtimes._tensorrt.rules.byte_inputs import cast_byte_inputs
+from runtimes._tensorrt.rules.functions import inline_functions
 from runtimes._tensorrt.rules.half import half_elsewhere
+from runtimes._tensorrt.rules.signed import sign_quantization
 from runtimes._tensorrt.rules.static_cache import static_spec
 from toolkit.errors import StageError
 from toolkit.hashing import data_path, graph_sha256
@@ -18,6 +23,13 @@ from toolkit.types import DEFAULT_OPTIONS, LoweredGraph, QuantizedGraph, Samples
 __all__ = ["GRAPH_FILE", "lower_graph", "lower_model"]
 
 GRAPH_FILE = "model.onnx"
+
+_BEFORE: tuple[Callable[[ir.Model], list[Step]], ...] = (
+    cast_byte_inputs,
+    sign_quantization,
+    fold_biases,
+    half_elsewhere,
+)
 
 
 def lower_graph(
@@ -42,24 +54,22 @@ def lower_graph(
     except Exception as error:  # protobuf and onnx_ir share no base class for a bad file
         raise StageError("lower", f"cannot read {graph.path}: {error}", hint="Export the model again.") from error
     static = graph.spec.decoder is not None and options.cache == "static"
-    steps = lower_model(model, graph.spec.dims["total_sequence"].max if static else None)
+    steps = lower_model(model, options.architectures, graph.spec.dims["total_sequence"].max if static else None)
     spec = static_spec(graph.spec, model) if static else graph.spec
     _write(model, path)
     return LoweredGraph(path, graph_sha256(path), spec, (*graph.steps, *steps), graph.scheme, runtime)
 
 
-def lower_model(model: ir.Model, cache_length: int | None = None) -> list[Step]:
+def lower_model(model: ir.Model, architectures: Sequence[str] = (), cache_length: int | None = None) -> list[Step]:
     """Rewrite the model in place; with `cache_length` its cache becomes buffers of so many positions.
 
     Raises UnsupportedError where TensorRT would refuse or misread the result.
     """
-    steps = [*half_elsewhere(model), *lower_attention(model, cache_length)]
-    if model.functions:
-        InlinePass()(model)
+    steps = [step for rule in _BEFORE for step in rule(model)]
+    steps += [*lower_attention(model, cache_length), *inline_functions(model)]
     RemoveUnusedNodesPass()(model)
     RemoveUnusedOpsetsPass()(model)
-    check(model)
-    return steps
+    return [*steps, *check(model, architectures)]
 
 
 def _write(model: ir.Model, path: Path) -> None:

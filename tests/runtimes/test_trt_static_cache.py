@@ -337,7 +337,7 @@ def test_what_no_token_has_written_is_hidden_without_causality_too(attributes: d
     random, past, new = np.random.default_rng(2), np.array([5, 2]), 3
     canonical, static = cached_attention(**attributes), cached_attention(**attributes)
     attach_function(canonical)
-    lower_model(static, LENGTH)
+    lower_model(static, cache_length=LENGTH)
     sessions = []
     for name, model in (("canonical", canonical), ("static", static)):
         ir.save(model, tmp_path / f"{name}.onnx")
