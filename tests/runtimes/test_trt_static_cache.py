@@ -160,6 +160,21 @@ def test_the_form_is_what_tensorrt_demands(exported: Any, tmp_path: Path) -> Non
     assert not [node for node in model.graph if node.op_type == "Concat" and node.attributes.get_int("axis", 0) == 2]
 
 
+def test_the_preflight_names_a_buffer_that_is_not_the_callers_own(exported: Any, tmp_path: Path) -> None:
+    model = ir.load(lowered(exported("mistral"), "fp16", tmp_path).path)
+    first, second, third, _ = (node for node in model.graph if node.op_type == "TensorScatter")
+    cast = ir.node("Cast", [first.inputs[0]], {"to": ir.DataType.FLOAT16}, name="cast")
+    model.graph.insert_before(first, cast)
+    first.replace_input_with(0, cast.outputs[0])
+    model.graph.outputs.remove(second.outputs[0])
+    past = third.inputs[0]
+    assert past is not None
+    past.shape = ir.Shape(["batch", 2, "length", 16])
+    found = " ".join(map(str, objections(model)))
+    for problem in ("no input of the graph", "no output of the graph", "is not fixed"):
+        assert found.count(problem) == 1, found
+
+
 def test_the_concat_form_keeps_its_opset_and_the_other_operators_are_the_same(exported: Any, tmp_path: Path) -> None:
     made = exported("mistral")
     static, concat = (ir.load(lowered(made, "fp32", tmp_path, options).path) for options in (STATIC, TargetOptions()))
