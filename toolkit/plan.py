@@ -104,6 +104,10 @@ def plan(request: Request) -> Plan:
         raise UsageError(
             f"--last-logits is for language models; {spec.name} is of kind '{spec.kind}'", hint="Leave it out."
         )
+    if request.options.cache != DEFAULT_OPTIONS.cache and spec.decoder is None:
+        raise UsageError(
+            f"--kv-cache is for language models; {spec.name} is of kind '{spec.kind}'", hint="Leave it out."
+        )
     the_plan = Plan(request, spec, targets)
     the_plan.gate(Gate())
     _check_options(request.options, targets)

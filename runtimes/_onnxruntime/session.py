@@ -18,6 +18,7 @@ from runtimes._onnxruntime.feeds import check_feeds, spec_of
 from runtimes._onnxruntime.kernels.register import register_kernels
 from runtimes._onnxruntime.operators import operators
 from runtimes._onnxruntime.saturation import int8_products_saturate, quantizes_activations
+from runtimes._onnxruntime.static_cache import LEFT_OPEN, with_open_length
 from toolkit.errors import StageError, UnsupportedError, UsageError
 from toolkit.types import Tensors
 
@@ -27,6 +28,7 @@ CPU = "CPUExecutionProvider"
 
 Chain = Sequence[tuple[str, Mapping[str, str]]]
 """Providers with their options, each before what takes the nodes that it leaves."""
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 
 _COMPUTE = frozenset(
     {
@@ -66,9 +68,13 @@ class OrtSession:
             options.add_session_config_entry("session.x64quantprecision", "1")
         own = register_kernels(options, called) if names[0] == CPU else ""
         providers = [(name, dict(given)) for name, given in chain]
+        opened = with_open_length(path) if ("", "TensorScatter") in called else None
+        options.add_session_config_entry(_WEIGHTS_FOLDER, str(path.parent.resolve()) if opened else "")
         with as_stage_error("session", f"cannot open {path}"):
             # Without this the binding prints the failure of a GPU provider and opens the graph on the CPU instead.
-            self._session: Any = ort.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
+            self._session: Any = ort.InferenceSession(
+                opened or str(path), options, providers=providers, enable_fallback=0
+            )
         _refuse_other_provider(self._session, names)
         self.placement = _placement(self._session) if names[0] != CPU else {}
         """Nodes by the provider that took them, as ONNX Runtime tells; nothing for a session on the CPU."""
@@ -76,7 +82,7 @@ class OrtSession:
         self.outputs = tuple(spec_of(argument) for argument in self._session.get_outputs())
         self.metadata: Mapping[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
         provided = f"onnxruntime {ort.__version__} {self._session.get_providers()[0]}"
-        self.ran_on = f"{provided}, {own}" if own else provided
+        self.ran_on = ", ".join(filter(None, [provided, own, LEFT_OPEN if opened else ""]))
 
     def run(self, inputs: Tensors) -> dict[str, NDArray[Any]]:
         """All outputs by name.

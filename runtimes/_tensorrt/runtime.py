@@ -13,17 +13,17 @@ from runtimes._tensorrt.compile import Limits, compile_engines, probe
 from runtimes._tensorrt.devices import devices
 from runtimes._tensorrt.job import BuiltEngine, Job, Profile
 from runtimes._tensorrt.lowering import lower_graph
+from runtimes._tensorrt.profiles import profiles_of
 from runtimes._tensorrt.session import EngineSession
 from toolkit.errors import StageError, UnsupportedError
 from toolkit.generation.session_decoder import SessionDecoder
+from toolkit.generation.static_cache import growing
 from toolkit.types import (
     DEFAULT_OPTIONS,
     Decoder,
     DecoderSpec,
-    Dim,
     Engine,
     LoweredGraph,
-    ModelSpec,
     QuantizedGraph,
     Readiness,
     Samples,
@@ -31,7 +31,7 @@ from toolkit.types import (
     TargetOptions,
 )
 
-__all__ = ["ARCHITECTURES", "TensorRT", "profiles_of"]
+__all__ = ["ARCHITECTURES", "TensorRT"]
 
 ARCHITECTURES = ("sm80", "sm86", "sm89", "sm120")
 """What is compiled for where the library needs no device: A100, RTX 30, RTX 40, RTX 50."""
@@ -40,8 +40,6 @@ Library = Literal["tensorrt", "tensorrt_rtx"]
 
 _RTX: Library = "tensorrt_rtx"
 _FIRST_VERSION = 11
-_CHUNK = 512
-"""The longest chunk of a prompt behind a past: what generation feeds at once."""
 _INSTALL_RTX = "pip install 'tensorrt-rtx-cu13>=1.7'"
 _INSTALL_TENSORRT = "pip install 'tensorrt-cu13>=11' --extra-index-url https://pypi.nvidia.com"
 _STAND_IN = (
@@ -109,7 +107,7 @@ class TensorRT:
         Raises UnsupportedError where there is no device or no file for it, MissingDependencyError without the
         library, StageError where the file does not load.
         """
-        return self._open(folder, engine)
+        return growing(self._open(folder, engine))
 
     def _open(self, folder: Path, engine: Mapping[str, Any]) -> EngineSession:
         found, why = devices()
@@ -128,7 +126,7 @@ class TensorRT:
 
     def decoder(self, folder: Path, engine: Mapping[str, Any], spec: DecoderSpec, *, limit: int, rows: int) -> Decoder:
         """The engine with its cache fed back from each step to the next; raises as `session` does."""
-        session = self._open(folder, engine)
+        session = growing(self._open(folder, engine))
         return SessionDecoder(session, session.inputs, spec, limit=limit, rows=rows)
 
     @cached_property
@@ -164,56 +162,6 @@ class TensorRT:
         except UnsupportedError as error:
             return str(error)
         return ""
-
-
-def profiles_of(spec: ModelSpec) -> tuple[dict[str, Profile], ...]:
-    """The smallest, usual and largest shape of every input with a dynamic dimension, once for each way of use.
-
-    A language model has three: prefill, with an empty cache; several tokens after a past, as chunks of a prompt and
-    speculative decoding have; and decoding, one token after a past, the only one with TensorRT's single-query kernel.
-    Raises StageError for a dimension without a range.
-    """
-    if spec.decoder is None:
-        return (_profile(spec, spec.dims),)
-    return tuple(_profile(spec, dims) for dims in _uses(spec.dims))
-
-
-def _uses(dims: Mapping[str, Dim]) -> tuple[dict[str, Dim], ...]:
-    sequence, total = dims["sequence"], dims["total_sequence"]
-    longest = min(sequence.max, total.max)
-    prompt = Dim(min(sequence.min, longest), min(sequence.opt, longest), longest)
-    most = max(1, min(sequence.max, _CHUNK, total.max // 2))
-    chunk = Dim(1, min(sequence.opt, most), most)
-    behind = total.max - most
-    long = Dim(1, min(max(total.opt - 1, 1), total.max - 1), total.max - 1)
-    uses = [
-        (prompt, Dim(0, 0, 0)),
-        (chunk, Dim(1, min(chunk.opt, behind), behind)),
-        (Dim(1, 1, 1), long),
-    ]
-    return tuple({**dims, **_lengths(new, past)} for new, past in uses if past.max or new is prompt)
-
-
-def _lengths(new: Dim, past: Dim) -> dict[str, Dim]:
-    """TensorRT checks the graph at each corner, so the whole must be the sum of its parts there."""
-    whole = Dim(new.min + past.min, new.opt + past.opt, new.max + past.max)
-    return {"sequence": new, "past_sequence": past, "total_sequence": whole}
-
-
-def _profile(spec: ModelSpec, dims: Mapping[str, Dim]) -> dict[str, Profile]:
-    dynamic = [tensor for tensor in spec.inputs if any(isinstance(dim, str) for dim in tensor.shape)]
-    missing = {dim for tensor in dynamic for dim in tensor.shape if isinstance(dim, str) and dim not in dims}
-    if missing:
-        names = ", ".join(sorted(missing))
-        raise StageError("build", f"no range for: {names}", hint="Give one as --dim batch=1:8:64.")
-
-    def shape(sizes: tuple[int | str, ...], which: str) -> tuple[int, ...]:
-        return tuple(int(getattr(dims[size], which)) if isinstance(size, str) else size for size in sizes)
-
-    return {
-        tensor.name: (shape(tensor.shape, "min"), shape(tensor.shape, "opt"), shape(tensor.shape, "max"))
-        for tensor in dynamic
-    }
 
 
 def _try(library: Library) -> tuple[str, str]:

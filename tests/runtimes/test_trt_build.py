@@ -20,7 +20,8 @@ from runtimes._tensorrt.compile import Limits, compile_engines, probe
 from runtimes._tensorrt.devices import devices
 from runtimes._tensorrt.job import Job
 from runtimes._tensorrt.lowering import lower_model
-from runtimes._tensorrt.runtime import ARCHITECTURES, TensorRT, profiles_of
+from runtimes._tensorrt.profiles import profiles_of
+from runtimes._tensorrt.runtime import ARCHITECTURES, TensorRT
 from runtimes.trt import RUNTIME as TRT
 from runtimes.trt_rtx import RUNTIME as TRT_RTX
 from toolkit.errors import StageError, UnsupportedError

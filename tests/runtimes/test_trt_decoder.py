@@ -19,7 +19,8 @@ from model_zoo._decoder import without_past
 from quantize import quantize
 from runtimes import portable_session
 from runtimes._tensorrt.lowering import lower_graph
-from runtimes._tensorrt.runtime import TensorRT, profiles_of
+from runtimes._tensorrt.profiles import profiles_of
+from runtimes._tensorrt.runtime import TensorRT
 from toolkit import plugins
 from toolkit.continuation import with_continuations
 from toolkit.types import Calibration, ExportedGraph, LoweredGraph, ModelSpec

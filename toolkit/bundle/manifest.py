@@ -91,13 +91,20 @@ class FileEntry(_Frozen):
 
 
 class EngineEntry(_Frozen):
-    """What was compiled, by what, and whether it has run; see `toolkit.types.Engine`."""
+    """What was compiled, by what, and whether it has run; see `toolkit.types.Engine`.
+
+    `inputs` and `outputs` are the engine's own where they differ from the model's: with a cache of fixed length
+    each `past_key_values` and its `present` are one buffer, bound to one address, and `write_indices` says where in it
+    each row's new tokens go.
+    """
 
     status: EngineStatus
     builder: str
     files: tuple[RelativePath, ...] = ()
     reason: str = ""
     details: dict[str, JsonValue] = {}
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
 
 
 class DriftEntry(_Frozen):
