@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import onnx_ir as ir
@@ -18,8 +17,6 @@ from toolkit.types import DEFAULT_OPTIONS, LoweredGraph, QuantizedGraph, Samples
 __all__ = ["GRAPH_FILE", "lower_graph", "lower_model"]
 
 GRAPH_FILE = "model.onnx"
-
-_RULES: tuple[Callable[[ir.Model], list[Step]], ...] = (half_elsewhere, lower_attention)
 
 
 def lower_graph(
@@ -41,14 +38,14 @@ def lower_graph(
         model = ir.load(graph.path)
     except Exception as error:  # protobuf and onnx_ir share no base class for a bad file
         raise StageError("lower", f"cannot read {graph.path}: {error}", hint="Export the model again.") from error
-    steps = lower_model(model)
+    steps = lower_model(model, samples)
     _write(model, path)
     return LoweredGraph(path, graph_sha256(path), graph.spec, (*graph.steps, *steps), graph.scheme, runtime)
 
 
-def lower_model(model: ir.Model) -> list[Step]:
+def lower_model(model: ir.Model, samples: Samples | None = None) -> list[Step]:
     """Rewrite the model in place. Raises UnsupportedError where TensorRT would refuse or misread the result."""
-    steps = [step for rule in _RULES for step in rule(model)]
+    steps = [*half_elsewhere(model, samples), *lower_attention(model)]
     if model.functions:
         InlinePass()(model)
     RemoveUnusedNodesPass()(model)
