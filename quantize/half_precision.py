@@ -159,15 +159,18 @@ class _Policy:
         return not computed or any(producer is not None and self.decisions[producer].half for producer in producers)
 
     def _overflow(self, node: ir.Node) -> Decision | None:
-        for value in (*node.inputs, *node.outputs):
-            if value is None or (is_attention(node) and value in node.inputs[ATTENTION_MASK:][:1]):
-                continue
-            name = _source(value).name or ""
-            seen, bound = self._ranges.get(name), self._proven.get(name, 0.0)
-            if seen is not None and seen.absmax > _LIMIT:
-                return Decision(False, f"range: |{name}| reached {seen.absmax:.4g}", seen.absmax)
-            if seen is None and bound > _LIMIT:
-                return Decision(False, f"range not proven: |{name}| may reach {bound:.4g}", bound)
+        """What keeps the node in fp32: the largest of the tensors that it reads and writes."""
+        mask = node.inputs[ATTENTION_MASK:][:1] if is_attention(node) else ()
+        values = [value for value in (*node.inputs, *node.outputs) if value is not None and value not in mask]
+        found = [decision for value in values if (decision := self._too_large(_source(value).name or ""))]
+        return max(found, key=lambda decision: decision.magnitude, default=None)
+
+    def _too_large(self, name: str) -> Decision | None:
+        seen, bound = self._ranges.get(name), self._proven.get(name, 0.0)
+        if seen is not None and seen.absmax > _LIMIT:
+            return Decision(False, f"range: |{name}| reached {seen.absmax:.4g}", seen.absmax)
+        if seen is None and bound > _LIMIT:
+            return Decision(False, f"range not proven: |{name}| may reach {bound:.4g}", bound)
         return None
 
     def _scores_overflow(self, node: ir.Node) -> Decision | None:

@@ -13,6 +13,7 @@ from quantize.arithmetic import symmetric_scale
 from quantize.calibration import DEFAULT_PERCENTILE, Channels, measure_channels, observe, require
 from quantize.linears import Linear, add_initializer, excluded_step, find_linears, quantize_linears, split_excluded
 from quantize.nodes import lift_constants, new_node, unused_name
+from quantize.residuals import residuals_in_float
 from quantize.smoothing import choose_smoothing, find_groups, smooth
 from quantize.weight_only import quantize_weights
 from toolkit.types import Calibration, Gate, ModelSpec, PackedWeight, QuantConfig, Step
@@ -71,7 +72,8 @@ class StaticInt8:
         linears, _ = self._linears(model)
         quantized = quantize_linears(model.graph, linears, lambda linear: _q_dq(model.graph, linear, bounds))
         calibrated = self._calibrated(given, len(bounds))
-        return [*quantized, *steps, calibrated, *excluded_step(excluded, self.config.exclude)]
+        kept = residuals_in_float(model.graph)
+        return [*quantized, *steps, calibrated, kept, *excluded_step(excluded, self.config.exclude)]
 
     def _linears(self, model: ir.Model) -> tuple[list[Linear], list[Linear]]:
         return split_excluded(find_linears(model.graph), self.config.exclude)

@@ -33,7 +33,7 @@ def lower_attention(model: ir.Model) -> list[Step]:
             f"the graph imports ONNX opset {model.opset_imports.get('', 0)}, which has no Attention",
             hint=f"Export with --opset {_MIN_OPSET}.",
         )
-    rule = _Rule(Writer(model))
+    rule = _Rule(Writer(model), quantized=any(node.op_type == "QuantizeLinear" for node in model.graph))
     for node in nodes:
         rule.replace(node)
     remove_function(model)
@@ -43,8 +43,8 @@ def lower_attention(model: ir.Model) -> list[Step]:
 class _Rule:
     """Rewrites attention nodes one by one and counts what became of them."""
 
-    def __init__(self, writer: Writer) -> None:
-        self.writer, self.masks = writer, Masks(writer)
+    def __init__(self, writer: Writer, *, quantized: bool) -> None:
+        self.writer, self.masks, self.quantized = writer, Masks(writer), quantized
         self.done: Counter[tuple[str, str]] = Counter()
 
     def steps(self) -> list[Step]:
@@ -56,7 +56,7 @@ class _Rule:
         causal = attention.is_causal
         alone = causal and _causal_alone(attention)
         mask = self.masks.of(node, attention, causal=causal and not alone)
-        refusal = _refusal(attention)
+        refusal = _refusal(attention) or self._refusal_beside_int8(attention)
         if refusal:
             result = _products(self.writer, node, attention, self._with_causality(node, attention, mask, alone))
         else:
@@ -107,6 +107,11 @@ class _Rule:
         dtype = attention.key.dtype or ir.DataType.FLOAT
         lowest = self.writer.constant(np.asarray([dtype.min], np.float64), dtype)
         return self.writer.node(node, "Max", [attention.key, lowest])
+
+    def _refusal_beside_int8(self, attention: FusedAttention) -> str:
+        """The builder crashes on an `Attention` in fp32 whose answer is quantized, and fuses none in fp32 anyway."""
+        wide = self.quantized and attention.query.dtype == ir.DataType.FLOAT
+        return "TensorRT crashes on an attention in fp32 beside int8" if wide else ""
 
     def _with_causality(self, node: ir.Node, attention: FusedAttention, mask: Mask, alone: bool) -> Mask:
         return self.masks.of(node, attention, causal=True) if alone else mask
