@@ -265,6 +265,8 @@ def open_session(proto: ModelProto, folder: str) -> ort.InferenceSession:
     # Runs each reduction as soon as its tensor exists; the default order keeps all tensors alive to the end.
     options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
     options.enable_cpu_mem_arena = False
+    # Without it, 1.32 turns int8 into uint8 halfway and then refuses its own graph (onnxruntime#25526).
+    options.add_session_config_entry("session.qdqisint8allowed", "1")
     if folder:
         options.add_session_config_entry(_FOLDER_KEY, folder)
     try:

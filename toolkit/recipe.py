@@ -41,7 +41,7 @@ def _tunable(base: QuantConfig) -> tuple[str, ...]:
         )
     if base.weights != "int8":
         return ()
-    calibrated = ("calibration",) if base.calibration in ("minmax", "percentile") else ()
+    calibrated = ("calibration", "attention") if base.calibration in ("minmax", "percentile") else ()
     return ("exclude", *calibrated, *(("smoothing",) if base.smoothing is not None else ()))
 
 
@@ -88,5 +88,6 @@ _READ: Mapping[str, Callable[[str, str], Any]] = {
     "exclude": _patterns,
     "smoothing": _share,
     "calibration": _one_of("minmax", "percentile"),
+    "attention": _one_of("float", "int8"),
 }
 _ALLOWED = f"Allowed: {', '.join(_READ)}; as --recipe block-size=64,rounding=awq."

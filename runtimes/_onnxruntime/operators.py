@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-__all__ = ["operators"]
+from exporters.fused_attention.schema import DOMAIN, OP_TYPE
+
+__all__ = ["attends_integers", "operators"]
 
 
 def operators(path: Path) -> frozenset[tuple[str, str]]:
@@ -15,8 +18,19 @@ def operators(path: Path) -> frozenset[tuple[str, str]]:
 
     ONNX Runtime refuses such a file in its own words.
     """
+    return frozenset((node.domain, node.op_type) for node in _nodes(path))
+
+
+def attends_integers(path: Path) -> bool:
+    """Whether a `toolkit::FusedAttention` of the graph reads dequantized queries, keys or values."""
+    nodes = _nodes(path)
+    dequantized = {node.output[0] for node in nodes if node.op_type == "DequantizeLinear"}
+    return any(dequantized & set(node.input) for node in nodes if (node.domain, node.op_type) == (DOMAIN, OP_TYPE))
+
+
+def _nodes(path: Path) -> Sequence[onnx.NodeProto]:
     try:
-        graph = onnx.load(path, load_external_data=False).graph
+        nodes: Sequence[onnx.NodeProto] = onnx.load(path, load_external_data=False).graph.node
     except DecodeError:
-        return frozenset()
-    return frozenset((node.domain, node.op_type) for node in graph.node)
+        return ()
+    return nodes

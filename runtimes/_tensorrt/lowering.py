@@ -10,6 +10,7 @@ from onnx_ir.passes.common import InlinePass, RemoveUnusedNodesPass, RemoveUnuse
 from runtimes._tensorrt.preflight import check
 from runtimes._tensorrt.rules.attention import lower_attention
 from runtimes._tensorrt.rules.half import half_elsewhere
+from runtimes._tensorrt.rules.int8_attention import lower_int8_attention
 from toolkit.errors import StageError
 from toolkit.hashing import data_path, graph_sha256
 from toolkit.types import DEFAULT_OPTIONS, LoweredGraph, QuantizedGraph, Samples, Step, TargetOptions
@@ -45,7 +46,7 @@ def lower_graph(
 
 def lower_model(model: ir.Model, samples: Samples | None = None) -> list[Step]:
     """Rewrite the model in place. Raises UnsupportedError where TensorRT would refuse or misread the result."""
-    steps = [*half_elsewhere(model, samples), *lower_attention(model)]
+    steps = [*half_elsewhere(model, samples), *lower_int8_attention(model), *lower_attention(model)]
     if model.functions:
         InlinePass()(model)
     RemoveUnusedNodesPass()(model)
