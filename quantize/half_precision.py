@@ -1,4 +1,4 @@
-"""Which nodes of a graph run in float16, and why the others stay in float32."""
+"""Which nodes of a graph run in float16 or bfloat16, and why the others stay in float32."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from exporters.fused_attention.node import attention_nodes, is_attention
 from quantize.calibration import Range
 from quantize.nodes import constant, map_tensor
 
-__all__ = ["ATTENTION_MASK", "HALF_MAX", "HEADROOM", "Decision", "decide", "float_values", "half_inputs"]
+__all__ = ["ATTENTION_MASK", "HALF", "HALF_MAX", "HEADROOM", "Decision", "decide", "float_values", "half_inputs"]
+
+HALF = ir.DataType.FLOAT16
 
 HALF_MAX = float(np.finfo(np.float16).max)
 HEADROOM = 4.0
@@ -51,7 +53,7 @@ _OWN_TYPE = frozenset({"Cast", "CastLike", "ConstantOfShape", "QuantizeLinear", 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Whether a node runs in fp16; `why` says what kept it in fp32, empty where nothing did (it follows its inputs)."""
+    """Whether a node runs in 16 bits; `why` says what kept it in fp32, empty where nothing did (it follows its inputs)."""
 
     half: bool
     why: str = ""
@@ -63,19 +65,22 @@ def float_values(graph: ir.Graph) -> Iterator[ir.Value]:
         yield from (value for value in node.outputs if value.dtype == ir.DataType.FLOAT and value.name)
 
 
-def half_inputs(node: ir.Node, opset: int) -> list[int]:
-    """The indices of the inputs that turn float16 with the node: float32 ones that its schema lets be float16."""
+def half_inputs(node: ir.Node, opset: int, dtype: ir.DataType = HALF) -> list[int]:
+    """The indices of the inputs that turn `dtype` with the node: float32 ones that its schema lets be that."""
     return [
         index
         for index, value in enumerate(node.inputs)
-        if value is not None and value.dtype == ir.DataType.FLOAT and _takes_half(node, index, opset)
+        if value is not None and value.dtype == ir.DataType.FLOAT and _takes_half(node, index, opset, dtype)
     ]
 
 
-def decide(model: ir.Model, ranges: Mapping[str, Range]) -> dict[ir.Node, Decision]:
-    """Decide node by node, in graph order; `ranges` holds what calibration measured, by value name."""
+def decide(model: ir.Model, ranges: Mapping[str, Range], dtype: ir.DataType = HALF) -> dict[ir.Node, Decision]:
+    """Decide node by node, in graph order; `ranges` holds what calibration measured, by value name.
+
+    bfloat16 has the range of float32 and needs none.
+    """
     opset = model.opset_imports.get("", 0)
-    policy = _Policy(ranges, opset)
+    policy = _Policy(ranges, opset, dtype)
     decisions = policy.decisions
     for node in model.graph:
         decisions[node] = policy.decide(node)
@@ -90,16 +95,17 @@ def decide(model: ir.Model, ranges: Mapping[str, Range]) -> dict[ir.Node, Decisi
 class _Policy:
     """Holds what was decided so far, since light operators follow what they read."""
 
-    def __init__(self, ranges: Mapping[str, Range], opset: int) -> None:
+    def __init__(self, ranges: Mapping[str, Range], opset: int, dtype: ir.DataType) -> None:
         self._ranges = ranges
         self._opset = opset
+        self._dtype = dtype
         self._statistics: set[ir.Value] = set()
         self._cast_errors: dict[ir.Value, str] = {}
         self.decisions: dict[ir.Node, Decision] = {}
 
     def decide(self, node: ir.Node) -> Decision:
         """The node's precision, and whether its output is a statistic (a mean, a norm) of a normalisation."""
-        inputs = half_inputs(node, self._opset)
+        inputs = half_inputs(node, self._opset, self._dtype)
         why = self._reason(node, inputs)
         if node.op_type in _STATISTICS or self._continues_statistic(node):
             self._statistics.update(node.outputs)
@@ -114,7 +120,7 @@ class _Policy:
             return "normalisation"
         if node.op_type in _ELEMENTWISE and any(value in self._statistics for value in node.inputs):
             return "normalisation"
-        if node.op_type in _OWN_TYPE:
+        if node.op_type in _OWN_TYPE or self._dtype != HALF:
             return ""
         return self._overflow(node) or self._constant_lost(node, inputs)
 
@@ -160,14 +166,14 @@ class _Policy:
 _GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 
 
-def _takes_half(node: ir.Node, index: int, opset: int) -> bool:
+def _takes_half(node: ir.Node, index: int, opset: int, dtype: ir.DataType) -> bool:
     if is_attention(node):
         return True
     if node.domain not in {"", "ai.onnx"} or not defs.has(node.op_type, ""):
         return False
     schema = defs.get_schema(node.op_type, opset, "")
     parameter = schema.inputs[min(index, len(schema.inputs) - 1)]
-    return "tensor(float16)" in parameter.types
+    return f"tensor({dtype.name.lower()})" in parameter.types
 
 
 def _source(value: ir.Value) -> ir.Value:
