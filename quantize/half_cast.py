@@ -17,7 +17,7 @@ from quantize.nodes import constant, map_tensor, new_node, unused_name
 __all__ = ["MASK_FLOOR", "cast_graph"]
 
 MASK_FLOOR = 32768.0
-"""What a finite mask value is clamped to: its softmax is 0, and adding a score to it stays within fp16; bfloat16 holds it exactly."""
+"""What a finite mask value is clamped to: its softmax is 0, and adding a score stays within fp16; bf16 has it."""
 
 
 def cast_graph(model: ir.Model, decisions: Mapping[ir.Node, Decision], dtype: ir.DataType = HALF) -> int:
@@ -120,7 +120,7 @@ class _Caster:
         return node.outputs[0]
 
     def _serve_full(self, value: ir.Value) -> None:
-        """Give the readers that stayed in fp32, and the graph's outputs, an fp32 form of a value that is now 16 bits."""
+        """Give the readers that stayed in fp32, and the graph's outputs, an fp32 form of a value of 16 bits."""
         producer = value.producer()
         if producer is None:
             return

@@ -53,7 +53,7 @@ _OWN_TYPE = frozenset({"Cast", "CastLike", "ConstantOfShape", "QuantizeLinear", 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Whether a node runs in 16 bits; `why` says what kept it in fp32, empty where nothing did (it follows its inputs)."""
+    """Whether a node runs in 16 bits; `why` says what kept it in fp32, empty where it only follows its inputs."""
 
     half: bool
     why: str = ""

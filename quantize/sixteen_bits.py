@@ -107,7 +107,7 @@ def _kept(decisions: Mapping[ir.Node, Decision]) -> list[Step]:
 
 def _details(kept: list[tuple[ir.Node, str]]) -> str:
     if not any(detail for _, detail in kept):
-        return "sums and squares of activations pass 65504 or lose small terms"
+        return "sums and squares of activations overflow or lose small terms"
     texts = [f"{node.op_type} of {module_path(node)}: {detail}" for node, detail in kept]
     more = [f"and {len(texts) - _NAMED} more"] if len(texts) > _NAMED else []
     return "; ".join([*texts[:_NAMED], *more])

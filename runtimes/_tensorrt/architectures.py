@@ -1,4 +1,4 @@
-"""Which scheme needs which GPU architecture: its tensor cores multiply, or its kernels read, the scheme's number type."""
+"""Which scheme needs which GPU architecture: the one whose hardware has the scheme's number type."""
 
 from __future__ import annotations
 

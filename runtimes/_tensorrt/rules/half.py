@@ -13,6 +13,7 @@ from quantize.calibration import Range
 from quantize.half_cast import cast_graph
 from quantize.half_precision import Decision, decide, float_values
 from runtimes._tensorrt.nodes import Writer
+from runtimes._tensorrt.rules.block_scales import computed, scale_makers
 from runtimes._tensorrt.rules.bounds import bounds_of
 from toolkit.types import Step
 
@@ -36,7 +37,7 @@ def half_elsewhere(model: ir.Model) -> list[Step]:
     _detach_neutral_inputs(model)
     bounds = bounds_of(model.graph)
     ranges = {str(value.name): _as_range(bounds[str(value.name)]) for value in float_values(model.graph)}
-    decisions = {**decide(model, ranges), **_imprecise_scales(model.graph)}
+    decisions = {**decide(model, ranges), **_imprecise_scales(model.graph), **scale_makers(model.graph)}
     casts = cast_graph(model, decisions)
     scales = _retype_scales(model)
     half = sum(decision.half for decision in decisions.values())
@@ -78,7 +79,9 @@ def _imprecise_scales(graph: ir.Graph) -> dict[ir.Node, Decision]:
     for node in graph:
         sources = [value.producer() for value in node.inputs[:2] if value is not None and node.op_type in _PRODUCTS]
         for source in sources:
-            if source is not None and source.op_type == "DequantizeLinear" and _loses(source.inputs[1]):
+            if source is None or source.op_type != "DequantizeLinear" or computed(source.inputs[1]):
+                continue
+            if _loses(source.inputs[1]):
                 found[node] = Decision(False, "scale: below what fp16 holds")
     return found
 
@@ -108,7 +111,7 @@ def _retype_scales(model: ir.Model) -> int:
 def _emit_half(writer: Writer, node: ir.Node) -> bool:
     output = node.outputs[0]
     readers = list(output.consumers())
-    if not readers or any(not _casts_to(reader, ir.DataType.FLOAT16) for reader in readers):
+    if not readers or computed(node.inputs[1]) or any(not _casts_to(reader, ir.DataType.FLOAT16) for reader in readers):
         return False
     _use_half_scale(writer, node)
     output.dtype = ir.DataType.FLOAT16
