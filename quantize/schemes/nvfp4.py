@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
 
 from quantize.calibration import measure_ranges, require
 from quantize.float4 import BLOCK
@@ -102,10 +103,14 @@ def _bounds(
     if recipe.activations is None:
         return {}, "weights only"
     given = require(calibration, "nvfp4")
+    if any(each.activation.shape is None for each in linears):
+        ShapeInferencePass()(model)
     activations = dict.fromkeys(each.activation for each in linears if each.activation.shape is not None)
     ranges = measure_ranges(model, activations, given) if activations else {}
     bounds = {value: ranges[str(value.name)].absmax for value in activations}
-    return bounds, f"a scale a block from each input, one a tensor from {given.count} of {given.source}"
+    unknown = len({each.activation for each in linears}) - len(bounds)
+    left = f"; {unknown} of unknown rank are left as they are" if unknown else ""
+    return bounds, f"a scale a block from each input, one a tensor from {given.count} of {given.source}{left}"
 
 
 def _quantize(graph: ir.Graph, linears: list[Linear], bounds: Mapping[ir.Value, float]) -> None:

@@ -13,6 +13,7 @@ from onnx_ir.passes.common import InlinePass, ShapeInferencePass
 
 from runtimes._onnxruntime.emulation.bfloat16 import emulate_bfloat16
 from runtimes._onnxruntime.emulation.float4 import emulate_float4
+from toolkit.errors import StageError
 
 __all__ = ["WEIGHTS_FOLDER", "emulated", "what_is_emulated"]
 
@@ -35,7 +36,7 @@ def what_is_emulated(dtypes: Set[int]) -> str:
 def emulated(path: Path, dtypes: Set[int]) -> bytes:
     """The graph file rewritten; its weights stay in their own file, which `WEIGHTS_FOLDER` must point at.
 
-    Raises ValueError for a value whose type or rank is unknown.
+    Raises StageError where a part of it cannot be emulated.
     """
     model = ir.load(path)
     if model.functions:
@@ -43,5 +44,16 @@ def emulated(path: Path, dtypes: Set[int]) -> bytes:
     ShapeInferencePass()(model)
     for dtype, rule in _RULES.items():
         if dtype in dtypes:
-            rule(model)
+            _apply(rule, model, path)
     return bytes(ir.to_proto(model).SerializeToString())
+
+
+def _apply(rule: Callable[[ir.Model], None], model: ir.Model, path: Path) -> None:
+    try:
+        rule(model)
+    except ValueError as error:
+        raise StageError(
+            "session",
+            f"{path} holds numbers that ONNX Runtime's CPU lacks and that cannot be emulated: {error}",
+            hint="Only graphs of this toolkit's schemes are; run it on its own runtime.",
+        ) from error
