@@ -2,8 +2,8 @@
 
     python benchmarks/gates.py MODEL… [--target TARGET]… [--arch ARCH]
 
-A model is what `toolkit export --model` takes; `NAME:random` asks for random weights. `--arch sm120` compiles all TensorRT
-targets for that architecture alone, which saves time and changes no figure: the compiled graph runs on the CPU.
+A model is what `toolkit export --model` takes; `NAME:random` asks for random weights. `--arch sm120` compiles
+TensorRT's targets for that one alone, which saves time and changes no figure: the compiled graph runs on the CPU.
 """
 
 from __future__ import annotations
