@@ -19,7 +19,10 @@ from toolkit.pipeline import export
 from toolkit.plan import Request, plan
 from toolkit.types import DEFAULT_OPTIONS, TargetOptions
 
-_TARGETS = ("ort-cpu-fp32", "ort-cpu-fp16", "ort-cpu-int8", "ort-cpu-int8-dynamic", "trt-fp16", "trt-int8")
+_TARGETS = (
+    "ort-cpu-fp32", "ort-cpu-fp16", "ort-cpu-int8", "ort-cpu-int8-dynamic",
+    "trt-fp16", "trt-bf16", "trt-int8", "trt-fp8", "trt-nvfp4",
+)  # fmt: skip
 _OFF = "sqnr=off,cosine=off,relative_l2=off,max_abs=off,accuracy_drop=off,top1=off,overlap=off"
 
 

@@ -94,12 +94,13 @@ class TensorRT:
         Raises StageError where the library refuses or crashes, or the int8 engine holds no int8 kernel;
         UnsupportedError where an architecture cannot run the scheme.
         """
+        refuse(graph.scheme, options.architectures)
         builder, profiles = self._builder, profiles_of(graph.spec)
         if builder.library is None:
             command = _trtexec(graph.path, profiles)
             reason = f"{builder.reason}. On a machine with TensorRT: {command}"
             return Engine(graph, "graph-only", "none", reason=reason, details={"command": command})
-        architectures = _suited(graph.scheme, options.architectures, builder.library)
+        architectures = options.architectures or _own_choice(graph.scheme, builder.library)
         job = Job(builder.library, str(graph.path), str(graph.path.parent), architectures, profiles)
         built = compile_engines(job, self._limits or Limits(options.seconds, options.memory))
         _demand_int8(graph, built)
@@ -238,12 +239,12 @@ def _architectures(library: Library) -> tuple[str, ...]:
     return ARCHITECTURES + tuple(architecture for architecture in present if architecture not in ARCHITECTURES)
 
 
-def _suited(scheme: str, asked: tuple[str, ...], library: Library) -> tuple[str, ...]:
-    """What was asked for, or the library's own choice less what cannot run the scheme."""
-    own = () if asked else _architectures(library)
-    chosen = asked or suited(scheme, own)
-    # Nothing is left where the one device here is too old.
-    refuse(scheme, chosen or own)
+def _own_choice(scheme: str, library: Library) -> tuple[str, ...]:
+    """What is compiled for where nobody asked. Raises UnsupportedError where the one device here is too old."""
+    own = _architectures(library)
+    chosen = suited(scheme, own)
+    if not chosen:
+        refuse(scheme, own)
     return chosen
 
 

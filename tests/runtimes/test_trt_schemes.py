@@ -136,3 +136,10 @@ def test_the_limit_is_the_builders_own(graphs: dict[str, LoweredGraph]) -> None:
     path = graphs["fp8"].path
     with pytest.raises(StageError, match="fp8_e4m3"):
         compile_engines(Job("tensorrt_rtx", str(path), str(path.parent), ("sm86",), profiles_of(SPEC)))
+
+
+def test_a_wrong_architecture_is_refused_where_nothing_is_compiled_too(graphs: dict[str, LoweredGraph]) -> None:
+    runtime = TensorRT("trt", ())
+    with pytest.raises(UnsupportedError, match="needs sm89"):
+        runtime.build(graphs["fp8"], TargetOptions(("sm80",)))
+    assert runtime.build(graphs["fp8"], TargetOptions(("sm89",))).status == "graph-only"
