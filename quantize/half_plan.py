@@ -1,4 +1,4 @@
-"""The one place that measures a graph and decides what of it runs in float16, for fp16 and for what surrounds int8."""
+"""The one place that measures a graph and decides what of it runs in 16 bits."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import onnx_ir as ir
 
 from exporters.fused_attention.node import attention_nodes, read
 from quantize.calibration import Range, measure_ranges
-from quantize.half_precision import Decision, decide, float_values
+from quantize.half_precision import HALF, Decision, decide, float_values
 from quantize.hidden_ranges import Hidden, Kind, hidden_of
 from quantize.nodes import constant, module_path
 from toolkit.types import Calibration, Step
 
 __all__ = ["HalfPlan", "kept_steps", "plan_half"]
 
-_UNMEASURED = "sums and squares of activations pass 65504 or lose small terms"
+_UNMEASURED = "sums and squares of activations overflow or lose small terms"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +29,16 @@ class HalfPlan:
 
     @property
     def half(self) -> int:
-        """How many nodes run in fp16."""
+        """How many nodes run in 16 bits."""
         return sum(decision.half for decision in self.decisions.values())
 
 
-def plan_half(model: ir.Model, calibration: Calibration | None, proven: Mapping[str, float] | None = None) -> HalfPlan:
+def plan_half(
+    model: ir.Model,
+    calibration: Calibration | None,
+    proven: Mapping[str, float] | None = None,
+    dtype: ir.DataType = HALF,
+) -> HalfPlan:
     """Measure every float32 value, and what fused nodes hide, and decide; `proven` bounds what is not measured.
 
     Stand-ins for absent masks and slopes leave the attention nodes, since they change their dtype.
@@ -48,7 +53,7 @@ def plan_half(model: ir.Model, calibration: Calibration | None, proven: Mapping[
     _detach_neutral_inputs(model)
     names = {str(value.name) for value in float_values(model.graph)}
     bounds = {name: bound for name, bound in (proven or {}).items() if name in names}
-    return HalfPlan(decide(model, ranges, bounds, _inside(hidden, ranges)), basis)
+    return HalfPlan(decide(model, ranges, bounds, _inside(hidden, ranges), dtype), basis)
 
 
 def kept_steps(stage: str, decisions: Mapping[ir.Node, Decision]) -> list[Step]:

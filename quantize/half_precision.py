@@ -1,4 +1,4 @@
-"""Which nodes of a graph run in float16, and why the others stay in float32."""
+"""Which nodes of a graph run in float16 or bfloat16, and why the others stay in float32."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from quantize.calibration import Range
 from quantize.hidden_ranges import Kind
 from quantize.nodes import constant, map_tensor
 
-__all__ = ["ATTENTION_MASK", "HALF_MAX", "HEADROOM", "Decision", "decide", "float_values", "half_inputs"]
+__all__ = ["ATTENTION_MASK", "HALF", "HALF_MAX", "HEADROOM", "Decision", "decide", "float_values", "half_inputs"]
+
+HALF = ir.DataType.FLOAT16
 
 HALF_MAX = float(np.finfo(np.float16).max)
 HEADROOM = 4.0
@@ -54,7 +56,7 @@ _OWN_TYPE = frozenset({"Cast", "CastLike", "ConstantOfShape", "QuantizeLinear", 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Whether a node runs in fp16; `why` says what kept it in fp32, empty where nothing did (it follows its inputs).
+    """Whether a node runs in 16 bits; `why` says what kept it in fp32, empty where it only follows its inputs.
 
     `why` is a kind, and after a colon what was found; `magnitude` is the number in it.
     """
@@ -70,12 +72,12 @@ def float_values(graph: ir.Graph) -> Iterator[ir.Value]:
         yield from (value for value in node.outputs if value.dtype == ir.DataType.FLOAT and value.name)
 
 
-def half_inputs(node: ir.Node, opset: int) -> list[int]:
-    """The indices of the inputs that turn float16 with the node: float32 ones that its schema lets be float16."""
+def half_inputs(node: ir.Node, opset: int, dtype: ir.DataType = HALF) -> list[int]:
+    """The indices of the inputs that turn `dtype` with the node: float32 ones that its schema lets be that."""
     return [
         index
         for index, value in enumerate(node.inputs)
-        if value is not None and value.dtype == ir.DataType.FLOAT and _takes_half(node, index, opset)
+        if value is not None and value.dtype == ir.DataType.FLOAT and _takes_half(node, index, opset, dtype)
     ]
 
 
@@ -84,14 +86,16 @@ def decide(
     ranges: Mapping[str, Range],
     proven: Mapping[str, float] | None = None,
     hidden: Mapping[ir.Node, Mapping[Kind, float]] | None = None,
+    dtype: ir.DataType = HALF,
 ) -> dict[ir.Node, Decision]:
     """Decide node by node, in graph order; `ranges` holds what calibration measured, by value name.
 
     `proven` bounds values that were not measured, infinite where nothing is known. `hidden` holds the largest
     magnitude inside fused nodes: an attention whose scores came near 65504 stays in fp32.
+    bfloat16 has the range of float32 and needs none of them.
     """
     opset = model.opset_imports.get("", 0)
-    policy = _Policy(ranges, opset, proven or {}, hidden or {})
+    policy = _Policy(ranges, opset, dtype, proven or {}, hidden or {})
     decisions = policy.decisions
     for node in model.graph:
         decisions[node] = policy.decide(node)
@@ -105,18 +109,19 @@ class _Policy:
         self,
         ranges: Mapping[str, Range],
         opset: int,
+        dtype: ir.DataType,
         proven: Mapping[str, float],
         hidden: Mapping[ir.Node, Mapping[Kind, float]],
     ) -> None:
         self._ranges, self._proven, self._hidden = ranges, proven, hidden
-        self._opset = opset
+        self._opset, self._dtype = opset, dtype
         self._statistics: set[ir.Value] = set()
         self._cast_errors: dict[ir.Value, str] = {}
         self.decisions: dict[ir.Node, Decision] = {}
 
     def decide(self, node: ir.Node) -> Decision:
         """The node's precision, and whether its output is a statistic (a mean, a norm) of a normalisation."""
-        inputs = half_inputs(node, self._opset)
+        inputs = half_inputs(node, self._opset, self._dtype)
         kept = self._reason(node, inputs)
         if node.op_type in _STATISTICS or self._continues_statistic(node):
             self._statistics.update(node.outputs)
@@ -130,7 +135,7 @@ class _Policy:
             return self._normalisation(node)
         if node.op_type in _ELEMENTWISE and any(value in self._statistics for value in node.inputs):
             return Decision(False, "normalisation")
-        if node.op_type in _OWN_TYPE:
+        if node.op_type in _OWN_TYPE or self._dtype != HALF:
             return None
         return self._overflow(node) or self._scores_overflow(node) or self._constant_lost(node, inputs)
 
@@ -195,14 +200,14 @@ class _Policy:
 _GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 
 
-def _takes_half(node: ir.Node, index: int, opset: int) -> bool:
+def _takes_half(node: ir.Node, index: int, opset: int, dtype: ir.DataType) -> bool:
     if is_attention(node):
         return True
     if node.domain not in {"", "ai.onnx"} or not defs.has(node.op_type, ""):
         return False
     schema = defs.get_schema(node.op_type, opset, "")
     parameter = schema.inputs[min(index, len(schema.inputs) - 1)]
-    return "tensor(float16)" in parameter.types
+    return f"tensor({dtype.name.lower()})" in parameter.types
 
 
 def _source(value: ir.Value) -> ir.Value:

@@ -24,10 +24,10 @@ def residual_sums(graph: ir.Graph) -> Iterator[ir.Node]:
             yield node
 
 
-def residuals_in_float(graph: ir.Graph) -> Step:
+def residuals_in_float(graph: ir.Graph, scheme: str = "int8") -> Step:
     """The step that says how many sums of activations read floats only.
 
-    An int8 sum has one scale for the whole stream, whose few massive channels leave the others no steps: published
+    A sum in 8 bits has one scale for the whole stream, whose few massive channels leave the others no steps: published
     for ViT-B/16, top-1 accuracy fell from 85.2% to 0.03%.
     Raises StageError where one of them reads dequantized activations.
     """
@@ -36,10 +36,12 @@ def residuals_in_float(graph: ir.Graph) -> Step:
         if any(_is_dequantized(value) for value in node.inputs):
             raise StageError(
                 "quantize",
-                f"the sum '{node.name}' of module '{module_path(node)}' reads int8",
+                f"the sum '{node.name}' of module '{module_path(node)}' reads {scheme}",
                 hint="A scheme may quantize what Linears read, never what a residual sum reads: report the model.",
             )
-    return Step("quantize", "residual sums kept out of int8", len(sums), "one scale would not do for the whole stream")
+    return Step(
+        "quantize", f"residual sums kept out of {scheme}", len(sums), "one scale would not do for the whole stream"
+    )
 
 
 def _is_dequantized(value: ir.Value | None) -> bool:

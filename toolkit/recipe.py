@@ -35,14 +35,17 @@ def tuned(text: str, scheme: str, base: QuantConfig) -> QuantConfig:
 
 
 def _tunable(base: QuantConfig) -> tuple[str, ...]:
+    if base.weights == "float4e2m1":
+        return ("exclude",)
     if base.granularity == "per-block":
         return (
             ("block-size", "rounding", "symmetric", "exclude") if base.weights == "int4" else ("block-size", "exclude")
         )
-    if base.weights != "int8":
+    if base.weights not in ("int8", "float8e4m3fn"):
         return ()
-    calibrated = ("calibration", "attention") if base.calibration in ("minmax", "percentile") else ()
-    return ("exclude", *calibrated, *(("smoothing",) if base.smoothing is not None else ()))
+    calibrated = ("calibration",) if base.calibration in ("minmax", "percentile") else ()
+    attention = ("attention",) if calibrated and base.weights == "int8" else ()
+    return ("exclude", *calibrated, *attention, *(("smoothing",) if base.smoothing is not None else ()))
 
 
 def _one_of(*allowed: str) -> Callable[[str, str], str]:

@@ -12,11 +12,11 @@ import onnxruntime as ort
 import psutil
 from numpy.typing import NDArray
 
-from exporters.fused_attention.schema import DOMAIN, OP_TYPE
+from runtimes._onnxruntime.emulation import WEIGHTS_FOLDER, emulated, what_is_emulated
 from runtimes._onnxruntime.failures import as_stage_error
 from runtimes._onnxruntime.feeds import check_feeds, spec_of
 from runtimes._onnxruntime.kernels.register import register_kernels
-from runtimes._onnxruntime.operators import attends_integers, operators
+from runtimes._onnxruntime.operators import contents
 from runtimes._onnxruntime.saturation import int8_products_saturate, quantizes_activations
 from toolkit.errors import StageError, UnsupportedError, UsageError
 from toolkit.types import Tensors
@@ -35,6 +35,7 @@ class OrtSession:
 
     `threads` is the number of intra-op threads (default: physical cores this process may use); workers spin,
     which is worth a sixth of the speed. Weights are memory-mapped by ONNX Runtime from the file beside the graph.
+    Number types that the CPU provider lacks are emulated in float32, which `ran_on` says.
     Raises UnsupportedError where this build lacks the provider, StageError where the graph is refused or
     the work would land on another provider than `provider`.
     """
@@ -50,23 +51,29 @@ class OrtSession:
         _check_request(path, provider, threads)
         self._subject = path.name
         options = _options(provider, threads)
-        called = operators(path)
+        held = contents(path)
+        called = held.operators
         if quantizes_activations(called) and int8_products_saturate():
             options.add_session_config_entry("session.x64quantprecision", "1")
-        if (DOMAIN, OP_TYPE) in called and attends_integers(path):
+        if held.attends_integers:
             # Without it, 1.32 turns int8 into uint8 halfway and then refuses its own graph (onnxruntime#25526).
             options.add_session_config_entry("session.qdqisint8allowed", "1")
         own = register_kernels(options, called) if provider == CPU else ""
         chain = [(provider, dict(provider_options or {}))]
+        emulation = what_is_emulated(held.dtypes) if provider == CPU else ""
         with as_stage_error("session", f"cannot open {path}"):
-            self._session: Any = ort.InferenceSession(str(path), options, providers=chain)
+            source: str | bytes = str(path)
+            if emulation:
+                options.add_session_config_entry(WEIGHTS_FOLDER, str(path.parent.resolve()))
+                source = emulated(path, held.dtypes)
+            self._session: Any = ort.InferenceSession(source, options, providers=chain)
         self._session.disable_fallback()
         _refuse_other_provider(self._session, provider)
         self.inputs = tuple(spec_of(argument) for argument in self._session.get_inputs())
         self.outputs = tuple(spec_of(argument) for argument in self._session.get_outputs())
         self.metadata: Mapping[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
         provided = f"onnxruntime {ort.__version__} {self._session.get_providers()[0]}"
-        self.ran_on = f"{provided}, {own}" if own else provided
+        self.ran_on = ", ".join(filter(None, [provided, own, emulation]))
 
     def run(self, inputs: Tensors) -> dict[str, NDArray[Any]]:
         """All outputs by name.

@@ -130,7 +130,7 @@ def _quantization(node: ir.Node) -> Iterator[str]:
 
 def _zero_point(node: ir.Node, zero: ir.Value | None) -> Iterator[str]:
     if zero is None:
-        if node.op_type == "QuantizeLinear":
+        if node.op_type == "QuantizeLinear" and not node.attributes.get_int("output_dtype", 0):
             yield "no zero point: ONNX reads that as uint8"
         return
     if zero.dtype == ir.DataType.UINT8:

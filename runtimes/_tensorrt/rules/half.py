@@ -10,6 +10,7 @@ from quantize.half_cast import cast_graph
 from quantize.half_plan import kept_steps, plan_half
 from quantize.half_precision import Decision
 from runtimes._tensorrt.nodes import Writer
+from runtimes._tensorrt.rules.block_scales import computed, scale_makers
 from runtimes._tensorrt.rules.bounds import bounds_of
 from toolkit.types import Samples, Step
 
@@ -24,15 +25,16 @@ _NEGLIGIBLE = 2.0**-14
 def half_elsewhere(model: ir.Model, samples: Samples | None = None) -> list[Step]:
     """Cast what is not int8 or int4 to fp16, where its range fits; other graphs are left as they are.
 
-    A range fits where `samples` show it with headroom, or, where there are none, where the scales prove it.
+    A range fits where `samples` show it with headroom; where there are none, and for float4, where scales prove it.
     Normalisations, what came near 65504, and products with a scale that fp16 cannot hold stay fp32.
     Scales take the dtype of the tensors beside them, as TensorRT demands.
     """
     if not any(_is_quantized(node) for node in model.graph):
         return []
     _infer_dtypes(model)
-    plan = plan_half(model, samples() if samples is not None else None, bounds_of(model.graph))
-    decisions = {**plan.decisions, **_imprecise_scales(model.graph)}
+    given = samples() if samples is not None and _runs_on_cpu(model.graph) else None
+    plan = plan_half(model, given, bounds_of(model.graph))
+    decisions = {**plan.decisions, **_imprecise_scales(model.graph), **scale_makers(model.graph)}
     casts = cast_graph(model, decisions)
     scales = _retype_scales(model)
     return [
@@ -45,6 +47,12 @@ def half_elsewhere(model: ir.Model, samples: Samples | None = None) -> list[Step
 
 def _is_quantized(node: ir.Node) -> bool:
     return node.op_type == "QuantizeLinear" or (node.op_type == "DequantizeLinear" and "block_size" in node.attributes)
+
+
+def _runs_on_cpu(graph: ir.Graph) -> bool:
+    """Measuring takes ONNX Runtime's CPU, which has no float4."""
+    values = (value for node in graph for value in (*node.inputs, *node.outputs))
+    return all(value is None or value.dtype != ir.DataType.FLOAT4E2M1 for value in values)
 
 
 def _infer_dtypes(model: ir.Model) -> None:
@@ -62,7 +70,9 @@ def _imprecise_scales(graph: ir.Graph) -> dict[ir.Node, Decision]:
     for node in graph:
         sources = [value.producer() for value in node.inputs[:2] if value is not None and node.op_type in _PRODUCTS]
         for source in sources:
-            if source is not None and source.op_type == "DequantizeLinear" and _loses(source.inputs[1]):
+            if source is None or source.op_type != "DequantizeLinear" or computed(source.inputs[1]):
+                continue
+            if _loses(source.inputs[1]):
                 found[node] = Decision(False, "scale: below what fp16 holds")
     return found
 
@@ -92,7 +102,7 @@ def _retype_scales(model: ir.Model) -> int:
 def _emit_half(writer: Writer, node: ir.Node) -> bool:
     output = node.outputs[0]
     readers = list(output.consumers())
-    if not readers or any(not _casts_to(reader, ir.DataType.FLOAT16) for reader in readers):
+    if not readers or computed(node.inputs[1]) or any(not _casts_to(reader, ir.DataType.FLOAT16) for reader in readers):
         return False
     _use_half_scale(writer, node)
     output.dtype = ir.DataType.FLOAT16

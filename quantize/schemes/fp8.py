@@ -1,0 +1,50 @@
+"""fp8: E4M3 weights and calibrated activations of Linears and the patch Conv; needs sm89 or newer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from quantize.formats import FP8
+from quantize.static import Static
+from toolkit.types import Calibration, Gate, ModelSpec, PackedWeight, QuantConfig, Step
+
+__all__ = ["SCHEME", "Fp8"]
+
+
+@dataclass(frozen=True)
+class Fp8:
+    """float8e4m3fn with 448 as the largest number, by `quantize.static`.
+
+    `decoder` is the recipe for language models.
+    """
+
+    config: QuantConfig
+    decoder: QuantConfig
+
+    def recipe(self, spec: ModelSpec) -> QuantConfig:
+        """The same for all models, but for the gate: language models are held to their distribution."""
+        return self.decoder if spec.kind == "decoder" else self.config
+
+    def apply(
+        self,
+        model: ir.Model,
+        spec: ModelSpec,
+        calibration: Calibration | None,
+        packed: Mapping[str, PackedWeight],
+        recipe: QuantConfig | None = None,
+    ) -> list[Step]:
+        """Rewrite the Linears in place. Raises UsageError without calibration, StageError on NaN or Inf."""
+        return Static(FP8, recipe or self.recipe(spec)).apply(model, calibration)
+
+
+_RECIPE = QuantConfig(
+    weights="float8e4m3fn",
+    activations="float8e4m3fn",
+    gate=Gate(min_sqnr_db=18.0, min_cosine=0.992),
+    calibration="minmax",
+)
+
+SCHEME = Fp8(_RECIPE, decoder=_RECIPE)
