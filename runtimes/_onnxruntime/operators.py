@@ -20,12 +20,12 @@ _TYPE_ATTRIBUTES = frozenset({"to", "output_dtype"})
 class Contents:
     """Domain and type of every node of the main graph, and the ONNX number types that the file names anywhere.
 
-    `attends_integers` says that a `toolkit::FusedAttention` reads dequantized queries, keys or values.
+    `turns_integers` says that a `Transpose`, or an attention, which has one in its body, reads dequantized activations.
     """
 
     operators: frozenset[tuple[str, str]] = frozenset()
     dtypes: frozenset[int] = frozenset()
-    attends_integers: bool = False
+    turns_integers: bool = False
 
 
 def contents(path: Path) -> Contents:
@@ -35,7 +35,7 @@ def contents(path: Path) -> Contents:
     except DecodeError:
         return Contents()
     called = frozenset((node.domain, node.op_type) for node in model.graph.node)
-    return Contents(called, frozenset(_dtypes(model)), _attends_integers(model.graph))
+    return Contents(called, frozenset(_dtypes(model)), _turns_integers(model.graph))
 
 
 def operators(path: Path) -> frozenset[tuple[str, str]]:
@@ -43,10 +43,12 @@ def operators(path: Path) -> frozenset[tuple[str, str]]:
     return contents(path).operators
 
 
-def _attends_integers(graph: onnx.GraphProto) -> bool:
-    dequantized = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
-    attentions = (node for node in graph.node if (node.domain, node.op_type) == (DOMAIN, OP_TYPE))
-    return any(dequantized & set(node.input) for node in attentions)
+def _turns_integers(graph: onnx.GraphProto) -> bool:
+    weights = {tensor.name for tensor in graph.initializer}
+    stored = (node for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] not in weights)
+    dequantized = {node.output[0] for node in stored}
+    turning = (node for node in graph.node if (node.domain, node.op_type) in {(DOMAIN, OP_TYPE), ("", "Transpose")})
+    return any(dequantized & set(node.input) for node in turning)
 
 
 def _dtypes(model: onnx.ModelProto) -> Iterator[int]:

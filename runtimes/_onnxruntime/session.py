@@ -55,7 +55,7 @@ class OrtSession:
         called = held.operators
         if quantizes_activations(called) and int8_products_saturate():
             options.add_session_config_entry("session.x64quantprecision", "1")
-        if held.attends_integers:
+        if held.turns_integers:
             # Without it, 1.32 turns int8 into uint8 halfway and then refuses its own graph (onnxruntime#25526).
             options.add_session_config_entry("session.qdqisint8allowed", "1")
         own = register_kernels(options, called) if provider == CPU else ""
