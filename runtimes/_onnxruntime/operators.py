@@ -10,7 +10,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from exporters.fused_attention.schema import DOMAIN, OP_TYPE
 
-__all__ = ["attends_integers", "operators"]
+__all__ = ["operators", "turns_integers"]
 
 
 def operators(path: Path) -> frozenset[tuple[str, str]]:
@@ -21,11 +21,14 @@ def operators(path: Path) -> frozenset[tuple[str, str]]:
     return frozenset((node.domain, node.op_type) for node in _nodes(path))
 
 
-def attends_integers(path: Path) -> bool:
-    """Whether a `toolkit::FusedAttention` of the graph reads dequantized queries, keys or values."""
+def turns_integers(path: Path) -> bool:
+    """Whether a `Transpose`, or an attention, which has one in its body, reads dequantized activations."""
     nodes = _nodes(path)
-    dequantized = {node.output[0] for node in nodes if node.op_type == "DequantizeLinear"}
-    return any(dequantized & set(node.input) for node in nodes if (node.domain, node.op_type) == (DOMAIN, OP_TYPE))
+    made = {name for node in nodes for name in node.output}
+    stored = (node for node in nodes if node.op_type == "DequantizeLinear" and node.input[0] in made)
+    dequantized = {node.output[0] for node in stored}
+    turning = (node for node in nodes if (node.domain, node.op_type) in {(DOMAIN, OP_TYPE), ("", "Transpose")})
+    return any(dequantized & set(node.input) for node in turning)
 
 
 def _nodes(path: Path) -> Sequence[onnx.NodeProto]:

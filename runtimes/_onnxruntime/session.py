@@ -12,11 +12,10 @@ import onnxruntime as ort
 import psutil
 from numpy.typing import NDArray
 
-from exporters.fused_attention.schema import DOMAIN, OP_TYPE
 from runtimes._onnxruntime.failures import as_stage_error
 from runtimes._onnxruntime.feeds import check_feeds, spec_of
 from runtimes._onnxruntime.kernels.register import register_kernels
-from runtimes._onnxruntime.operators import attends_integers, operators
+from runtimes._onnxruntime.operators import operators, turns_integers
 from runtimes._onnxruntime.saturation import int8_products_saturate, quantizes_activations
 from toolkit.errors import StageError, UnsupportedError, UsageError
 from toolkit.types import Tensors
@@ -53,7 +52,7 @@ class OrtSession:
         called = operators(path)
         if quantizes_activations(called) and int8_products_saturate():
             options.add_session_config_entry("session.x64quantprecision", "1")
-        if (DOMAIN, OP_TYPE) in called and attends_integers(path):
+        if quantizes_activations(called) and turns_integers(path):
             # Without it, 1.32 turns int8 into uint8 halfway and then refuses its own graph (onnxruntime#25526).
             options.add_session_config_entry("session.qdqisint8allowed", "1")
         own = register_kernels(options, called) if provider == CPU else ""

@@ -114,6 +114,18 @@ def test_a_head_size_without_a_kernel_is_left_and_named() -> None:
     assert node.inputs[0].producer().op_type == "Transpose"
 
 
+def test_scores_that_overflow_fp16_leave_the_products_in_fp32(tmp_path: Path) -> None:
+    model = Block(int8=False, weight_scale=60.0).model()
+    SCHEME.apply(model, SPEC, SAMPLES, {}, INT8)
+    before = answer(model, tmp_path / "before.onnx")
+    steps = lower_model(model, lambda: SAMPLES)
+    assert [step.count for step in steps if step.what == "kept in fp32: scores"] == [1]
+    assert not [step for step in steps if step.what == "attention as int8 products"]
+    (softmax,) = [node for node in model.graph if node.op_type == "Softmax"]
+    assert softmax.inputs[0].dtype == ir.DataType.FLOAT
+    assert distance(answer(model, tmp_path / "after.onnx"), before) < 0.02
+
+
 @pytest.mark.requires_rtx
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed")
 @pytest.mark.parametrize(("recipe", "count"), [(INT8, 1), (replace(INT8, attention="float"), 0)])
