@@ -159,21 +159,19 @@ def _quantize(graph: ir.Graph, linears: list[Linear], bounds: Mapping[str, float
     drop_unused(graph, [linear.weight for linear in linears])
 
 
-_RECIPE = QuantConfig(
-    weights="float4e2m1",
-    activations="float4e2m1",
-    gate=Gate(min_sqnr_db=8.0, min_cosine=0.9),
-    granularity="per-block",
-    block_size=BLOCK,
-    calibration="minmax",
-)
-
 SCHEME = NvFp4(
-    _RECIPE,
+    QuantConfig(
+        weights="float4e2m1",
+        activations="float4e2m1",
+        gate=Gate(min_sqnr_db=6.5, min_cosine=0.89, max_accuracy_drop=2.0, min_top1_agreement=0.97),
+        granularity="per-block",
+        block_size=BLOCK,
+        calibration="minmax",
+    ),
     decoder=QuantConfig(
         weights="float4e2m1",
         activations=None,
-        gate=Gate(min_sqnr_db=8.0, min_cosine=0.9),
+        gate=Gate(min_sqnr_db=7.5, min_cosine=0.95, max_kl=0.25),
         granularity="per-block",
         block_size=BLOCK,
     ),
