@@ -1,7 +1,8 @@
-"""Symmetric int8 arithmetic: scales, rounding, and their inverse.
+"""Symmetric 8-bit arithmetic, int8 and float8e4m3fn: scales, rounding, and their inverse.
 
 The arithmetic is that of ONNX `QuantizeLinear` and `DequantizeLinear` (opset 23) with zero point 0:
-q = saturate(round_half_to_even(x / scale)), x' = q · scale.
+q = saturate(round_half_to_even(x / scale)), x' = q · scale. float8e4m3fn (Micikevicius et al., "FP8 formats for deep
+learning", 2022) has 4 bits of exponent and 3 of mantissa, no infinity, and 448 as its largest number.
 """
 
 from __future__ import annotations
@@ -9,15 +10,27 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from ml_dtypes import float8_e4m3fn
 from numpy.typing import NDArray
 
-__all__ = ["channel_absmax", "dequantize", "quantize_activation", "quantize_weight", "symmetric_scale"]
+__all__ = [
+    "E4M3_LARGEST",
+    "channel_absmax",
+    "dequantize",
+    "quantize_activation",
+    "quantize_weight",
+    "round_e4m3",
+    "symmetric_scale",
+]
+
+E4M3_LARGEST = 448.0
+"""The largest finite number of float8e4m3fn."""
 
 _QMAX = 127
 
 
-def symmetric_scale(absmax: float | NDArray[Any]) -> NDArray[np.float32]:
-    """The float32 scale that maps `absmax` to 127; same shape as `absmax`.
+def symmetric_scale(absmax: float | NDArray[Any], largest: float = _QMAX) -> NDArray[np.float32]:
+    """The float32 scale that maps `absmax` to `largest`; same shape as `absmax`.
 
     An all-zero tensor gets scale 1 (it stays zero), as does one so small that its scale is subnormal.
     Raises ValueError where `absmax` is negative or not finite.
@@ -25,7 +38,7 @@ def symmetric_scale(absmax: float | NDArray[Any]) -> NDArray[np.float32]:
     bound = np.asarray(absmax, dtype=np.float64)
     if not np.isfinite(bound).all() or (bound < 0).any():
         raise ValueError("a scale needs a finite, non-negative range")
-    scale = (bound / _QMAX).astype(np.float32)
+    scale = (bound / largest).astype(np.float32)
     return np.where(scale < np.finfo(np.float32).tiny, np.float32(1), scale)
 
 
@@ -50,8 +63,15 @@ def quantize_activation(values: NDArray[Any], scale: NDArray[np.float32]) -> NDA
     return _round(values, scale, -_QMAX - 1)
 
 
-def dequantize(quantized: NDArray[np.int8], scale: NDArray[np.float32], axis: int = 0) -> NDArray[np.float32]:
-    """The float32 values that the integers stand for; `scale` is [] or runs along `axis`."""
+def round_e4m3(values: NDArray[Any], scale: NDArray[np.float32], axis: int = 0) -> NDArray[Any]:
+    """float8e4m3fn numbers, saturated at 448; `scale` is [] or runs along `axis`."""
+    steps = values.astype(np.float32) / _along(scale, axis, values.ndim)
+    quantized: NDArray[Any] = np.clip(steps, -E4M3_LARGEST, E4M3_LARGEST, out=steps).astype(float8_e4m3fn)
+    return quantized
+
+
+def dequantize(quantized: NDArray[Any], scale: NDArray[np.float32], axis: int = 0) -> NDArray[np.float32]:
+    """The float32 values that the quantized numbers stand for; `scale` is [] or runs along `axis`."""
     return quantized.astype(np.float32) * _along(scale, axis, quantized.ndim)
 
 

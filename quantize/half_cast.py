@@ -1,4 +1,4 @@
-"""Writing float16 into a graph: weights cast as a stream, Cast nodes where the two precisions meet."""
+"""Writing float16 or bfloat16 into a graph: weights cast as a stream, Cast nodes where the two precisions meet."""
 
 from __future__ import annotations
 
@@ -10,32 +10,34 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from exporters.fused_attention.node import is_attention
-from quantize.half_precision import ATTENTION_MASK, Decision, half_inputs
+from quantize.half_precision import ATTENTION_MASK, HALF, Decision, half_inputs
 from quantize.linears import add_initializer
 from quantize.nodes import constant, map_tensor, new_node, unused_name
 
 __all__ = ["MASK_FLOOR", "cast_graph"]
 
 MASK_FLOOR = 32768.0
-"""What a finite mask value is clamped to: its softmax is 0, and adding a score to it stays within fp16."""
+"""What a finite mask value is clamped to: its softmax is 0, and adding a score stays within fp16; bf16 has it."""
 
 
-def cast_graph(model: ir.Model, decisions: Mapping[ir.Node, Decision]) -> int:
+def cast_graph(model: ir.Model, decisions: Mapping[ir.Node, Decision], dtype: ir.DataType = HALF) -> int:
     """Rewrite the graph in place to the decided precisions; answer how many Cast nodes were added.
 
+    `dtype` is float16 or bfloat16: that of the nodes whose decision is half.
     Graph inputs and outputs keep their dtype. A tensor read in its other precision is cast once for all readers.
     """
-    return _Caster(model, decisions).run()
+    return _Caster(model, decisions, dtype).run()
 
 
 class _Caster:
-    """Keeps one fp16 and one fp32 form of each value."""
+    """Keeps one 16-bit and one fp32 form of each value."""
 
-    def __init__(self, model: ir.Model, decisions: Mapping[ir.Node, Decision]) -> None:
+    def __init__(self, model: ir.Model, decisions: Mapping[ir.Node, Decision], dtype: ir.DataType) -> None:
         self._graph = model.graph
+        self._dtype, self._suffix = dtype, "fp16" if dtype == HALF else "bf16"
         self._nodes = set(decisions)
         opset = model.opset_imports.get("", 0)
-        self._wanted = {node: set(half_inputs(node, opset)) for node, made in decisions.items() if made.half}
+        self._wanted = {node: set(half_inputs(node, opset, dtype)) for node, made in decisions.items() if made.half}
         self._half: dict[ir.Value, ir.Value] = {}
         self._full: dict[ir.Value, ir.Value] = {}
         self._masks: dict[ir.Value, ir.Value] = {}
@@ -45,7 +47,7 @@ class _Caster:
         # Read before any dtype changes, since what a node wants is read from the dtypes of its inputs.
         produced = [value for node in self._wanted for value in node.outputs if value.dtype == ir.DataType.FLOAT]
         for value in produced:
-            value.dtype = ir.DataType.FLOAT16
+            value.dtype = self._dtype
         for node, indices in self._wanted.items():
             for index in sorted(indices):
                 self._read_half(node, index)
@@ -56,26 +58,26 @@ class _Caster:
 
     def _read_half(self, node: ir.Node, index: int) -> None:
         value = node.inputs[index]
-        if value is None or value.dtype == ir.DataType.FLOAT16:
+        if value is None or value.dtype == self._dtype:
             return
         is_mask = is_attention(node) and index == ATTENTION_MASK
         if constant(value) is not None:
             form = self._constant(value, is_mask)
         else:
-            form = self._mask(value, node) if is_mask else self._cast(value, node, ir.DataType.FLOAT16)
+            form = self._mask(value, node) if is_mask else self._cast(value, node, self._dtype)
         node.replace_input_with(index, form)
 
     def _constant(self, value: ir.Value, is_mask: bool) -> ir.Value:
         forms = self._masks if is_mask else self._half
         tensor = value.const_value
         if value not in forms and tensor is not None:
-            convert = _half_mask if is_mask else _half
+            bound, dtype = _bounded if is_mask else np.asarray, self._dtype
             lazy = ir.LazyTensor(
-                lambda: ir.tensor(map_tensor(tensor, convert)),
-                dtype=ir.DataType.FLOAT16,
+                lambda: ir.tensor(map_tensor(tensor, lambda array: bound(array).astype(dtype.numpy())), dtype=dtype),
+                dtype=dtype,
                 shape=ir.Shape(tensor.shape),
             )
-            forms[value] = add_initializer(self._graph, f"{value.name}_fp16", lazy)
+            forms[value] = add_initializer(self._graph, f"{value.name}_{self._suffix}", lazy)
         return forms[value]
 
     def _mask(self, value: ir.Value, node: ir.Node) -> ir.Value:
@@ -90,14 +92,14 @@ class _Caster:
             infinite = self._place(is_inf, ir.DataType.BOOL, value.shape)
             where = self._new("Where", [infinite, value, clamped], f"{name}_bounded", node)
             bounded = self._place(where, ir.DataType.FLOAT, value.shape)
-            self._masks[value] = self._cast(bounded, node, ir.DataType.FLOAT16)
+            self._masks[value] = self._cast(bounded, node, self._dtype)
         return self._masks[value]
 
     def _cast(self, value: ir.Value, origin: ir.Node, dtype: ir.DataType) -> ir.Value:
-        half = dtype == ir.DataType.FLOAT16
+        half = dtype == self._dtype
         forms = self._half if half else self._full
         if value not in forms:
-            cast = self._new("Cast", [value], f"{value.name}_{'fp16' if half else 'fp32'}", origin, to=int(dtype))
+            cast = self._new("Cast", [value], f"{value.name}_{self._suffix if half else 'fp32'}", origin, to=int(dtype))
             forms[value] = self._place(cast, dtype, value.shape)
             self._casts += 1
         return forms[value]
@@ -118,7 +120,7 @@ class _Caster:
         return node.outputs[0]
 
     def _serve_full(self, value: ir.Value) -> None:
-        """Give the readers that stayed in fp32, and the graph's outputs, an fp32 form of a value that is now fp16."""
+        """Give the readers that stayed in fp32, and the graph's outputs, an fp32 form of a value of 16 bits."""
         producer = value.producer()
         if producer is None:
             return
@@ -138,7 +140,7 @@ class _Caster:
         self._graph.outputs[index] = full
 
     def _replace_constants(self) -> None:
-        """A weight that nobody reads in fp32 any more leaves the graph, and its fp16 form takes its name."""
+        """A weight that nobody reads in fp32 any more leaves the graph, and its 16-bit form takes its name."""
         for value, form in (*self._half.items(), *self._masks.items()):
             name = value.name
             if name and constant(value) is not None and not value.uses() and not value.is_graph_output():
@@ -151,10 +153,5 @@ def _last_producer(inputs: Iterable[ir.Value | None]) -> ir.Node | None:
     return next((producer for producer in reversed(producers) if producer is not None), None)
 
 
-def _half(weight: NDArray[Any]) -> NDArray[np.float16]:
-    return weight.astype(np.float16)
-
-
-def _half_mask(mask: NDArray[Any]) -> NDArray[np.float16]:
-    bounded = np.where(np.isneginf(mask), mask, np.clip(mask, -MASK_FLOOR, MASK_FLOOR))
-    return bounded.astype(np.float16)
+def _bounded(mask: NDArray[Any]) -> NDArray[Any]:
+    return np.where(np.isneginf(mask), mask, np.clip(mask, -MASK_FLOOR, MASK_FLOOR))

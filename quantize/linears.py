@@ -1,4 +1,4 @@
-"""The nodes that int8 schemes quantize: Linears and the patch convolution, with int8 weights."""
+"""The nodes that 8-bit schemes quantize: Linears and the patch convolution, with int8 or fp8 weights."""
 
 from __future__ import annotations
 
@@ -6,21 +6,29 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatch
 
-import numpy as np
 import onnx_ir as ir
 
-from quantize.arithmetic import channel_absmax, quantize_weight, symmetric_scale
+from quantize.arithmetic import channel_absmax, symmetric_scale
+from quantize.formats import INT8, Format
 from quantize.nodes import constant, map_tensor, module_path, new_node, unused_name
 from toolkit.errors import StageError
 from toolkit.types import Step
 
-__all__ = ["Linear", "drop_unused", "excluded_step", "find_linears", "quantize_linears", "split_excluded"]
+__all__ = [
+    "Linear",
+    "drop_unused",
+    "excluded_step",
+    "find_linears",
+    "not_finite_weight",
+    "quantize_linears",
+    "split_excluded",
+]
 
 _MIXING = frozenset({"MatMul", "Gemm", "Conv", "FusedAttention", "Attention", "Einsum"})
 """Operators past which a tensor is no longer the image that was fed."""
 
 QuantizeActivation = Callable[["Linear"], list[ir.Node]]
-"""Answers the nodes that turn `linear.activation` into integers and back; the last one's output is used."""
+"""Answers the nodes that turn `linear.activation` into 8 bits and back; the last one's output is used."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,8 +72,10 @@ def excluded_step(excluded: list[Linear], patterns: tuple[str, ...]) -> list[Ste
     return [Step("quantize", "kept in fp32: excluded", len(excluded), f"{', '.join(patterns)} matched {modules}")]
 
 
-def quantize_linears(graph: ir.Graph, linears: list[Linear], activation: QuantizeActivation) -> list[Step]:
-    """Give every Linear an int8 weight behind DequantizeLinear, and quantized activations.
+def quantize_linears(
+    graph: ir.Graph, linears: list[Linear], activation: QuantizeActivation | None, form: Format = INT8
+) -> list[Step]:
+    """Give every Linear an 8-bit weight behind DequantizeLinear, and quantized activations unless those are None.
 
     Linears that read the same tensor share one quantized form of it; those that share a weight share that.
     """
@@ -74,13 +84,15 @@ def quantize_linears(graph: ir.Graph, linears: list[Linear], activation: Quantiz
     for linear in linears:
         weight_key = (linear.weight, linear.axis)
         if weight_key not in weights:
-            weights[weight_key] = _dequantized_weight(graph, linear)
+            weights[weight_key] = _dequantized_weight(graph, linear, form)
+        linear.node.replace_input_with(1, weights[weight_key])
+        if activation is None:
+            continue
         if linear.activation not in activations:
             activations[linear.activation] = _insert(graph, linear.node, activation(linear))
         linear.node.replace_input_with(0, activations[linear.activation])
-        linear.node.replace_input_with(1, weights[weight_key])
     drop_unused(graph, [linear.weight for linear in linears])
-    return _steps(linears, len(weights), len(activations))
+    return _steps(linears, form, len(weights), len(activations))
 
 
 def _as_linear(node: ir.Node) -> Linear | None:
@@ -119,33 +131,37 @@ def _is_fed(value: ir.Value) -> bool:
     return reaches_input
 
 
-def _dequantized_weight(graph: ir.Graph, linear: Linear) -> ir.Value:
+def _dequantized_weight(graph: ir.Graph, linear: Linear, form: Format) -> ir.Value:
     tensor, axis, name = linear.weight.const_value, linear.axis, linear.weight.name or "weight"
     if tensor is None:
         raise ValueError(f"weight {name} has no data")
     absmax = map_tensor(tensor, lambda array: channel_absmax(array, axis))
     try:
-        scale = symmetric_scale(absmax)
+        scale = symmetric_scale(absmax, form.largest)
     except ValueError as error:
-        raise StageError(
-            "quantize",
-            f"weight '{name}' of module '{linear.module}' holds NaN or Inf",
-            hint="Check the checkpoint: a weight that is not finite has no scale.",
-        ) from error
-    integers = ir.LazyTensor(
-        lambda: ir.tensor(map_tensor(tensor, lambda array: quantize_weight(array, scale, axis))),
-        dtype=ir.DataType.INT8,
+        raise not_finite_weight(linear) from error
+    stored = ir.LazyTensor(
+        lambda: ir.tensor(map_tensor(tensor, lambda array: form.round(array, scale, axis)), dtype=form.dtype),
+        dtype=form.dtype,
         shape=ir.Shape(tensor.shape),
     )
-    zeros = np.zeros(scale.shape, np.int8)
     inputs: list[ir.Value | None] = [
-        add_initializer(graph, f"{name}_int8", integers),
+        add_initializer(graph, f"{name}_{form.name}", stored),
         add_initializer(graph, f"{name}_scale", ir.tensor(scale)),
-        add_initializer(graph, f"{name}_zero_point", ir.tensor(zeros)),
+        add_initializer(graph, f"{name}_zero_point", form.zeros(scale.shape)),
     ]
     output = unused_name(graph, f"{name}_dequantized")
     node = new_node("DequantizeLinear", inputs, output, linear.node, axis=axis)
     return _insert(graph, linear.node, [node], dtype=ir.DataType.FLOAT, shape=ir.Shape(tensor.shape))
+
+
+def not_finite_weight(linear: Linear) -> StageError:
+    """The error for a weight that holds NaN or Inf."""
+    return StageError(
+        "quantize",
+        f"weight '{linear.weight.name}' of module '{linear.module}' holds NaN or Inf",
+        hint="Check the checkpoint: a weight that is not finite has no scale.",
+    )
 
 
 def add_initializer(graph: ir.Graph, wanted: str, tensor: ir.TensorProtocol) -> ir.Value:
@@ -178,10 +194,12 @@ def drop_unused(graph: ir.Graph, weights: Iterable[ir.Value]) -> None:
             del graph.initializers[str(weight.name)]
 
 
-def _steps(linears: list[Linear], weights: int, activations: int) -> list[Step]:
+def _steps(linears: list[Linear], form: Format, weights: int, activations: int) -> list[Step]:
     convolutions = sum(linear.node.op_type == "Conv" for linear in linears)
     return [
-        Step("quantize", "int8 Linears", len(linears) - convolutions, f"{weights} weights, one scale a channel"),
-        Step("quantize", "int8 patch convolutions", convolutions, "one scale an output channel"),
+        Step(
+            "quantize", f"{form.name} Linears", len(linears) - convolutions, f"{weights} weights, one scale a channel"
+        ),
+        Step("quantize", f"{form.name} patch convolutions", convolutions, "one scale an output channel"),
         Step("quantize", "quantized activations", activations, "one for all readers of a tensor"),
     ]

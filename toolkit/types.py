@@ -232,6 +232,8 @@ class QuantConfig:
     block_size: int | None = None
     """How many weights along K share a scale, where the granularity is per-block."""
     rounding: Literal["nearest", "gptq", "awq", "hqq"] = "nearest"
+    attention: Literal["float", "int8"] = "float"
+    """Whether queries, keys and values are quantized too, where activations are."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,22 +1,63 @@
-"""Which operators a graph file calls, read without its weights: what decides how a session is opened."""
+"""Which operators a graph file calls, and which number types, read without its weights: how a session is opened."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-__all__ = ["operators"]
+from exporters.fused_attention.schema import DOMAIN, OP_TYPE
+
+__all__ = ["Contents", "contents", "operators"]
+
+_TYPE_ATTRIBUTES = frozenset({"to", "output_dtype"})
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """Domain and type of every node of the main graph, and the ONNX number types that the file names anywhere.
+
+    `turns_integers` says that a `Transpose`, or an attention, which has one in its body, reads dequantized activations.
+    """
+
+    operators: frozenset[tuple[str, str]] = frozenset()
+    dtypes: frozenset[int] = frozenset()
+    turns_integers: bool = False
+
+
+def contents(path: Path) -> Contents:
+    """What the file holds; nothing for one that is no graph: ONNX Runtime refuses such a file in its own words."""
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except DecodeError:
+        return Contents()
+    called = frozenset((node.domain, node.op_type) for node in model.graph.node)
+    return Contents(called, frozenset(_dtypes(model)), _turns_integers(model.graph))
 
 
 def operators(path: Path) -> frozenset[tuple[str, str]]:
-    """Domain and type of every node of the main graph; none for a file that is no graph.
+    """Domain and type of every node of the main graph; none for a file that is no graph."""
+    return contents(path).operators
 
-    ONNX Runtime refuses such a file in its own words.
-    """
-    try:
-        graph = onnx.load(path, load_external_data=False).graph
-    except DecodeError:
-        return frozenset()
-    return frozenset((node.domain, node.op_type) for node in graph.node)
+
+def _turns_integers(graph: onnx.GraphProto) -> bool:
+    weights = {tensor.name for tensor in graph.initializer}
+    stored = (node for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] not in weights)
+    dequantized = {node.output[0] for node in stored}
+    turning = (node for node in graph.node if (node.domain, node.op_type) in {(DOMAIN, OP_TYPE), ("", "Transpose")})
+    return any(dequantized & set(node.input) for node in turning)
+
+
+def _dtypes(model: onnx.ModelProto) -> Iterator[int]:
+    """A type enters a graph by its inputs, its weights, its constants and its casts."""
+    yield from (value.type.tensor_type.elem_type for value in model.graph.input)
+    yield from (tensor.data_type for tensor in model.graph.initializer)
+    for nodes in (model.graph.node, *(function.node for function in model.functions)):
+        for attribute in (attribute for node in nodes for attribute in node.attribute):
+            if attribute.name in _TYPE_ATTRIBUTES:
+                yield attribute.i
+            elif attribute.HasField("t"):
+                yield attribute.t.data_type

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from runtimes._onnxruntime.failures import as_stage_error
 from runtimes._onnxruntime.feeds import check_feeds, spec_of
 from runtimes._onnxruntime.kernels.register import register_kernels
-from runtimes._onnxruntime.operators import operators
+from runtimes._onnxruntime.operators import contents
 from runtimes._onnxruntime.saturation import int8_products_saturate, quantizes_activations
-from runtimes._onnxruntime.static_cache import LEFT_OPEN, with_open_length
+from runtimes._onnxruntime.source import WEIGHTS_FOLDER, source_of
 from toolkit.errors import StageError, UnsupportedError, UsageError
 from toolkit.types import Tensors
 
@@ -28,7 +28,6 @@ CPU = "CPUExecutionProvider"
 
 Chain = Sequence[tuple[str, Mapping[str, str]]]
 """Providers with their options, each before what takes the nodes that it leaves."""
-_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 
 _COMPUTE = frozenset(
     {
@@ -45,8 +44,9 @@ class OrtSession:
 
     `threads` is the number of intra-op threads (default: physical cores this process may use); workers spin,
     which is worth a sixth of the speed. Weights are memory-mapped by ONNX Runtime from the file beside the graph.
-    `strict` refuses even arithmetic on shapes on the CPU. Raises UnsupportedError where this build lacks a provider,
-    StageError where the graph is refused, or the first provider does not start, or work would land outside the chain.
+    `strict` refuses even arithmetic on shapes on the CPU. Number types that the CPU provider lacks are emulated in
+    float32, which `ran_on` says. Raises UnsupportedError where this build lacks a provider, StageError where the graph
+    is refused, or the first provider does not start, or work would land outside the chain.
     """
 
     def __init__(
@@ -63,18 +63,21 @@ class OrtSession:
         options = _options(names[0], threads)
         if strict:
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        called = operators(path)
+        held = contents(path)
+        called = held.operators
         if quantizes_activations(called) and int8_products_saturate():
             options.add_session_config_entry("session.x64quantprecision", "1")
+        if held.turns_integers:
+            # Without it, 1.32 turns int8 into uint8 halfway and then refuses its own graph (onnxruntime#25526).
+            options.add_session_config_entry("session.qdqisint8allowed", "1")
         own = register_kernels(options, called) if names[0] == CPU else ""
         providers = [(name, dict(given)) for name, given in chain]
-        opened = with_open_length(path) if ("", "TensorScatter") in called else None
-        options.add_session_config_entry(_WEIGHTS_FOLDER, str(path.parent.resolve()) if opened else "")
         with as_stage_error("session", f"cannot open {path}"):
+            source = source_of(path, held, on_cpu=names[0] == CPU)
+            if isinstance(source.content, bytes):
+                options.add_session_config_entry(WEIGHTS_FOLDER, str(path.parent.resolve()))
             # Without this the binding prints the failure of a GPU provider and opens the graph on the CPU instead.
-            self._session: Any = ort.InferenceSession(
-                opened or str(path), options, providers=providers, enable_fallback=0
-            )
+            self._session: Any = ort.InferenceSession(source.content, options, providers=providers, enable_fallback=0)
         _refuse_other_provider(self._session, names)
         self.placement = _placement(self._session) if names[0] != CPU else {}
         """Nodes by the provider that took them, as ONNX Runtime tells; nothing for a session on the CPU."""
@@ -82,7 +85,7 @@ class OrtSession:
         self.outputs = tuple(spec_of(argument) for argument in self._session.get_outputs())
         self.metadata: Mapping[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
         provided = f"onnxruntime {ort.__version__} {self._session.get_providers()[0]}"
-        self.ran_on = ", ".join(filter(None, [provided, own, LEFT_OPEN if opened else ""]))
+        self.ran_on = ", ".join(filter(None, [provided, own, *source.told]))
 
     def run(self, inputs: Tensors) -> dict[str, NDArray[Any]]:
         """All outputs by name.

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from functools import partial
 
 import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from toolkit.cache_names import ATTENTION_MASK, WRITE_INDICES, is_past, is_present
 
@@ -17,16 +16,14 @@ LEFT_OPEN = "cache length left open"
 _LENGTH = "cache_length"
 
 
-def with_open_length(path: Path) -> bytes | None:
-    """The graph, its weights still beside `path`, with a cache of any length; None where its cache is no buffer.
+def with_open_length(source: str | bytes) -> bytes | None:
+    """The graph of a path, or as bytes, with a cache of any length; None where its cache is no buffer.
 
     No node holds the length, it is read from the buffers: a buffer of 64 positions gives the numbers of one of 8192
     whose other places are masked, in less memory and time. Only declarations of shapes change.
     """
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except DecodeError:
-        return None
+    load = onnx.load_from_string if isinstance(source, bytes) else partial(onnx.load, load_external_data=False)
+    model = load(source)
     graph = model.graph
     if not any(value.name == WRITE_INDICES for value in graph.input):
         return None

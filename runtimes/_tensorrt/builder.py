@@ -167,14 +167,18 @@ def _capability(trt: Any, architecture: str) -> Any:
     return getattr(trt.ComputeCapability, name)
 
 
-def _read_plan(plan: str) -> tuple[int | None, int | None, int | None]:
-    """Fused attentions, int8 products and all kernels, counted in the builder's list of what the engine runs."""
+def _read_plan(plan: str) -> tuple[int | None, int | None, int | None, int | None]:
+    """Fused attentions, int8 products, all kernels and int8 attentions, in the builder's list of what the engine runs.
+
+    A fused attention is a kernel of the plan's kind `kgen`, so it is not among the products.
+    """
     kernels = list(_KERNEL.finditer(plan))
     if not kernels:
-        return None, None, None
-    fused = sum("mha" in kernel["name"] for kernel in kernels)
+        return None, None, None, None
+    fused = [kernel for kernel in kernels if "mha" in kernel["name"]]
     products = [kernel for kernel in kernels if kernel["kind"] in _PRODUCTS]
-    return fused, sum("Datatype: Int8" in kernel["inputs"] for kernel in products), len(kernels)
+    int8 = [sum("Datatype: Int8" in kernel["inputs"] for kernel in each) for each in (products, fused)]
+    return len(fused), int8[0], len(kernels), int8[1]
 
 
 def _say(text: str, stream: Any = None) -> None:

@@ -46,8 +46,8 @@ class BuiltEngine:
     """One compiled file. Sizes in bytes; `kernels` counts the builder's own plan, where its log tells it.
 
     `attentions` of the graph became `fused_attentions` single kernels; `int8_products` are matrix products and
-    convolutions with int8 operands. All three count every profile's kernels, and are None where the log did not list
-    them.
+    convolutions with int8 operands, `int8_attentions` fused attentions with such. All count every profile's kernels,
+    and are None where the log did not list them.
     """
 
     architecture: str
@@ -58,6 +58,7 @@ class BuiltEngine:
     fused_attentions: int | None = None
     int8_products: int | None = None
     kernels: int | None = None
+    int8_attentions: int | None = None
 
 
 def partial_path(path: Path) -> Path:

@@ -14,6 +14,7 @@ from runtimes._tensorrt.rules.biases import fold_biases
 from runtimes._tensorrt.rules.byte_inputs import cast_byte_inputs
 from runtimes._tensorrt.rules.functions import inline_functions
 from runtimes._tensorrt.rules.half import half_elsewhere
+from runtimes._tensorrt.rules.int8_attention import lower_int8_attention
 from runtimes._tensorrt.rules.opset import lower_opset
 from runtimes._tensorrt.rules.signed import sign_quantization
 from runtimes._tensorrt.rules.static_cache import static_spec
@@ -52,7 +53,7 @@ def lower_graph(
         raise StageError("lower", f"cannot read {graph.path}: {error}", hint="Export the model again.") from error
     static = graph.spec.decoder is not None and options.cache == "static"
     length = graph.spec.dims["total_sequence"].max if static else None
-    steps = lower_model(model, options.architectures, cache_length=length, tensorrt10=tensorrt10)
+    steps = lower_model(model, samples, options.architectures, cache_length=length, tensorrt10=tensorrt10)
     spec = static_spec(graph.spec, model) if static else graph.spec
     _write(model, path)
     return LoweredGraph(path, graph_sha256(path), spec, (*graph.steps, *steps), graph.scheme, runtime)
@@ -60,6 +61,7 @@ def lower_graph(
 
 def lower_model(
     model: ir.Model,
+    samples: Samples | None = None,
     architectures: Sequence[str] = (),
     *,
     cache_length: int | None = None,
@@ -74,7 +76,8 @@ def lower_model(
         *sign_quantization(model),
         *fold_biases(model),
         # The network that ONNX Runtime hands to TensorRT 10 is weakly typed: its builder chooses half precision.
-        *([] if tensorrt10 else half_elsewhere(model)),
+        *([] if tensorrt10 else half_elsewhere(model, samples)),
+        *lower_int8_attention(model),
         *lower_attention(model, cache_length=cache_length, decomposed=tensorrt10),
         *inline_functions(model),
     ]

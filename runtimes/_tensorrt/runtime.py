@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from runtimes._tensorrt.architectures import refuse, suited
 from runtimes._tensorrt.compile import Limits, compile_engines, probe
 from runtimes._tensorrt.devices import devices
 from runtimes._tensorrt.job import BuiltEngine, Job, Profile
@@ -88,14 +89,16 @@ class TensorRT:
     def build(self, graph: LoweredGraph, options: TargetOptions = DEFAULT_OPTIONS) -> Engine:
         """Compile one engine file an architecture beside the graph, in a process of its own.
 
-        Raises StageError where the library refuses or crashes, or the int8 engine holds no int8 kernel.
+        Raises StageError where the library refuses or crashes, or the int8 engine holds no int8 kernel;
+        UnsupportedError where an architecture cannot run the scheme.
         """
+        refuse(graph.scheme, options.architectures)
         builder, profiles = self._builder, profiles_of(graph.spec)
         if builder.library is None:
             command = _trtexec(graph.path, profiles)
             reason = f"{builder.reason}. On a machine with TensorRT: {command}"
             return Engine(graph, "graph-only", "none", reason=reason, details={"command": command})
-        architectures = options.architectures or _architectures(builder.library)
+        architectures = options.architectures or _own_choice(graph.scheme, builder.library)
         job = Job(builder.library, str(graph.path), str(graph.path.parent), architectures, profiles)
         built = compile_engines(job, self._limits or Limits(options.seconds, options.memory))
         _demand_int8(graph, built)
@@ -182,6 +185,15 @@ def _architectures(library: Library) -> tuple[str, ...]:
     if library != _RTX:
         return present
     return ARCHITECTURES + tuple(architecture for architecture in present if architecture not in ARCHITECTURES)
+
+
+def _own_choice(scheme: str, library: Library) -> tuple[str, ...]:
+    """What is compiled for where nobody asked. Raises UnsupportedError where the one device here is too old."""
+    own = _architectures(library)
+    chosen = suited(scheme, own)
+    if not chosen:
+        refuse(scheme, own)
+    return chosen
 
 
 def _demand_int8(graph: LoweredGraph, built: list[BuiltEngine]) -> None:

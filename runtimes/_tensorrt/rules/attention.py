@@ -41,7 +41,8 @@ def lower_attention(model: ir.Model, *, cache_length: int | None = None, decompo
     cache = StaticCache(model, cache_length) if cache_length is not None else None
     if cache is not None:
         cache.prepare(writer)
-    rule = _Rule(writer, cache, decomposed=decomposed)
+    quantized = any(node.op_type == "QuantizeLinear" for node in model.graph)
+    rule = _Rule(writer, cache, decomposed=decomposed, quantized=quantized)
     for node in nodes:
         rule.replace(node)
     remove_function(model)
@@ -51,8 +52,8 @@ def lower_attention(model: ir.Model, *, cache_length: int | None = None, decompo
 class _Rule:
     """Rewrites attention nodes one by one and counts what became of them."""
 
-    def __init__(self, writer: Writer, cache: StaticCache | None, *, decomposed: bool) -> None:
-        self.writer, self.cache, self.decomposed = writer, cache, decomposed
+    def __init__(self, writer: Writer, cache: StaticCache | None, *, decomposed: bool, quantized: bool) -> None:
+        self.writer, self.cache, self.decomposed, self.quantized = writer, cache, decomposed, quantized
         self.masks = Masks(writer, cache.write_indices if cache is not None else None)
         self.done: Counter[tuple[str, str]] = Counter()
 
@@ -65,7 +66,7 @@ class _Rule:
         causal = attention.is_causal
         alone = causal and _causal_alone(attention)
         mask = self.masks.of(node, attention, causal=causal and not alone)
-        refusal = "" if self.decomposed else _refusal(attention)
+        refusal = "" if self.decomposed else _refusal(attention) or self._refusal_beside_int8(attention)
         if refusal or self.decomposed:
             result = _products(self.writer, node, attention, self._with_causality(node, attention, mask, alone))
         else:
@@ -119,6 +120,11 @@ class _Rule:
         dtype = attention.key.dtype or ir.DataType.FLOAT
         lowest = self.writer.constant(np.asarray([dtype.min], np.float64), dtype)
         return self.writer.node(node, "Max", [attention.key, lowest])
+
+    def _refusal_beside_int8(self, attention: FusedAttention) -> str:
+        """The builder crashes on an `Attention` in fp32 whose answer is quantized, and fuses none in fp32 anyway."""
+        wide = self.quantized and attention.query.dtype == ir.DataType.FLOAT
+        return "TensorRT crashes on an attention in fp32 beside int8" if wide else ""
 
     def _with_causality(self, node: ir.Node, attention: FusedAttention, mask: Mask, alone: bool) -> Mask:
         return self.masks.of(node, attention, causal=True) if alone else mask

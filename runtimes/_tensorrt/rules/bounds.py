@@ -1,7 +1,7 @@
-"""How large the tensors of an int8 graph can become at most: what a saturating `QuantizeLinear` lets one prove.
+"""How large the tensors of a quantized graph can become at most: what a saturating `QuantizeLinear` lets one prove.
 
-A quantized activation lies within 128 scales, whatever is fed; from there interval arithmetic gives a bound for
-each product, sum and normalisation behind it. A bound that cannot be proven is infinite.
+A quantized activation lies within 128 scales, 448 in fp8, whatever is fed; from there interval arithmetic gives a
+bound for each product, sum and normalisation behind it. A bound that cannot be proven is infinite.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from exporters.fused_attention import is_attention, read
 __all__ = ["bounds_of", "weight_of"]
 
 _LEVELS = 128
+_LARGEST = {ir.DataType.FLOAT8E4M3FN: 448, ir.DataType.FLOAT4E2M1: 6}
 _SAME = frozenset(
     {
         "Reshape", "Transpose", "Unsqueeze", "Squeeze", "Flatten", "Identity", "Expand", "Slice", "Gather", "Split",
@@ -45,7 +46,8 @@ def weight_of(value: ir.Value | None) -> np.ndarray | None:
     node = value.producer() if value is not None else None
     if node is None or node.op_type != "DequantizeLinear":
         return None
-    stored, scale = (_constant(source) for source in node.inputs[:2])
+    # A block's scale may be stored in 8 bits itself.
+    stored, scale = _constant(node.inputs[0]), weight_of(node.inputs[1])
     if stored is None or scale is None:
         return None
     axis, block = node.attributes.get_int("axis", 1) % stored.ndim, node.attributes.get_int("block_size", 0)
@@ -123,8 +125,9 @@ class _Bounds:
         return math.sqrt(gain.size) * float(np.abs(gain).max()) + shift
 
     def dequantized(self, node: ir.Node) -> float:
-        scale = _constant(node.inputs[1])
-        return math.inf if scale is None else _LEVELS * float(np.abs(scale).max())
+        stored = node.inputs[0]
+        levels = _LARGEST.get(stored.dtype, _LEVELS) if stored is not None and stored.dtype is not None else _LEVELS
+        return _times(levels, self.of(node.inputs[1]))
 
     def multiplied(self, node: ir.Node) -> float:
         return _times(self.of(node.inputs[0]), self.of(node.inputs[1]))
