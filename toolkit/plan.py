@@ -10,6 +10,7 @@ from typing import Any, Literal
 from exporters import OPSETS
 from model_zoo import resolve
 from toolkit import plugins
+from toolkit.compiled import ChecksOptions
 from toolkit.drift.gates import parse_gate
 from toolkit.errors import UnsupportedError, UsageError
 from toolkit.recipe import tuned
@@ -112,6 +113,8 @@ def plan(request: Request) -> Plan:
         _check_kind("quantize.schemes", "scheme", target.scheme, spec.kind)
         if request.recipe:
             the_plan.recipe(target)
+        if request.options != DEFAULT_OPTIONS:
+            _ask_runtime(target, request.options)
     return the_plan
 
 
@@ -139,6 +142,13 @@ def _check_options(options: TargetOptions, targets: Sequence[Target]) -> None:
                 f"--{flag} is not for {', '.join(map(str, targets))}",
                 hint=f"It is for the runtimes {', '.join(takers)}; leave it out here.",
             )
+
+
+def _ask_runtime(target: Target, options: TargetOptions) -> None:
+    """A runtime may know what it cannot compile: better said now than after the export."""
+    runtime = plugins.runtime(target.runtime)
+    if isinstance(runtime, ChecksOptions):
+        runtime.check_options(options, target.scheme)
 
 
 _FLAGS = {"architectures": "arch", "seconds": "build-timeout", "memory": "build-memory", "cache": "kv-cache"}

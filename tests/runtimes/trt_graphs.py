@@ -116,4 +116,4 @@ def quantized(folder: Path, scheme: str) -> QuantizedGraph:
 
 def as_lowered(path: Path, spec: ModelSpec = SPEC, scheme: str = "fp32") -> LoweredGraph:
     """A file that is taken to be lowered, whatever it holds."""
-    return LoweredGraph(path, "", spec, (), scheme, "trt")
+    return LoweredGraph(path, graph_sha256(path), spec, (), scheme, "trt")

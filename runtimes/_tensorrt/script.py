@@ -1,0 +1,35 @@
+"""What a bundle carries so that its engine can be built elsewhere: our builder as a script, and NVIDIA's command."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from runtimes._tensorrt import builder
+from runtimes._tensorrt.job import Profile
+
+__all__ = ["SCRIPT_FILE", "tool_command", "write_script"]
+
+SCRIPT_FILE = "build_engine.py"
+
+
+def write_script(folder: Path) -> Path:
+    """Put the builder's source beside the graph; it imports nothing of ours. Answers its name."""
+    shutil.copyfile(builder.__file__, folder / SCRIPT_FILE)
+    return Path(SCRIPT_FILE)
+
+
+def tool_command(graph: str, profiles: Sequence[Mapping[str, Profile]]) -> str:
+    """NVIDIA's `trtexec` with the same profiles and flags, for TensorRT 10.14 and later; one engine for its own GPU.
+
+    TensorRT 11 takes `--stronglyTyped` and does without it, 10 needs it.
+    """
+    parts = ["trtexec", f"--onnx={graph}", "--saveEngine=engine.plan", "--stronglyTyped"]
+    parts += ["'--decomposableAttentions=*'", "--profilingVerbosity=detailed", "--skipInference"]
+    for number, shapes_of in enumerate(profiles):
+        parts += [f"--profile={number}"] if len(profiles) > 1 else []
+        for index, flag in enumerate(("minShapes", "optShapes", "maxShapes")):
+            shapes = ",".join(f"{name}:{'x'.join(map(str, profile[index]))}" for name, profile in shapes_of.items())
+            parts += [f"--{flag}={shapes}"] if shapes else []
+    return " ".join(parts)
