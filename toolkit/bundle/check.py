@@ -42,7 +42,7 @@ def rebuild(bundle: Bundle, options: TargetOptions) -> Rebuild:
     runtime = plugins.runtime(name)
     if not isinstance(runtime, Rebuilds):
         raise UnsupportedError(
-            f"nothing was compiled for {bundle.folder}: {name} runs the graph itself, so there is nothing to build again",
+            f"nothing was compiled for {bundle.folder}: {name} runs the graph itself",
             hint="toolkit check without --rebuild verifies its files and measures its drift.",
         )
     return runtime.rebuild(bundle.folder, options)

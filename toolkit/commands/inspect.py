@@ -47,7 +47,10 @@ def _print_bundle(manifest: Manifest) -> None:
     if engines := built_engines(manifest.engine.details):
         print_table(
             (
-                (one.architecture, one.file, byte_size(one.bytes), f"{one.seconds:.1f}", one.fused_words, one.gemm_words)
+                (
+                    one.architecture, one.file, byte_size(one.bytes), f"{one.seconds:.1f}", one.fused_words,
+                    one.gemm_words,
+                )
                 for one in engines
             ),
             "architecture", "file", ">size", ">seconds", "attentions fused", "GEMMs",
