@@ -20,11 +20,12 @@ from runtimes._tensorrt.kernels import count_kernels
 from toolkit.compiled import BuiltEngine
 from toolkit.errors import StageError
 
-__all__ = ["Limits", "Probed", "compile_engines", "probe", "resident"]
+__all__ = ["Limits", "Probed", "compile_engines", "probe", "resident", "stop"]
 
 _TAIL = 6
 _POLL_SECONDS = 0.2
 _PROBE_SECONDS = 120
+_STOP_SECONDS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +117,7 @@ def _watch(arguments: list[str], log: Path, limits: Limits) -> tuple[str, str]:
         try:
             problem = _wait(process, limits)
         finally:
-            _stop(process)
+            stop(process)
     return problem if problem[0] else (_verdict(process.returncode), "")
 
 
@@ -138,11 +139,14 @@ def _wait(process: subprocess.Popen[bytes], limits: Limits) -> tuple[str, str]:
     return "", ""
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    for one in _family(process.pid) if process.poll() is None else []:
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process and all below it, and wait for its end."""
+    family = _family(process.pid) if process.poll() is None else []
+    for one in family:
         with suppress(psutil.Error):
             one.kill()
     process.wait()
+    psutil.wait_procs(family[1:], timeout=_STOP_SECONDS)
 
 
 def resident(pid: int) -> int:
