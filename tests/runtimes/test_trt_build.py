@@ -15,7 +15,7 @@ import onnx.parser
 import onnx_ir as ir
 import psutil
 import pytest
-from trt_graphs import FEEDS, SPEC, Block, as_lowered, quantized
+from trt_graphs import FEEDS, SPEC, Block, as_lowered, quantized, rtx
 
 from runtimes import portable_session
 from runtimes._tensorrt.compile import compile_engines, probe, resident, stop
@@ -28,20 +28,8 @@ from runtimes.trt_rtx import RUNTIME as TRT_RTX
 from toolkit.errors import StageError, UnsupportedError
 from toolkit.types import Engine, ModelSpec, TargetOptions, TensorSpec
 
-HAS_RTX = importlib.util.find_spec("tensorrt_rtx") is not None
 HAS_TENSORRT = importlib.util.find_spec("tensorrt") is not None
 DEVICES, NO_DEVICE = devices()
-
-requires_rtx = [
-    pytest.mark.requires_rtx,
-    pytest.mark.skipif(not HAS_RTX, reason="tensorrt_rtx is not installed (pip install 'tensorrt-rtx-cu13>=1.7')"),
-]
-
-
-def rtx(function: object) -> object:
-    for mark in requires_rtx:
-        function = mark(function)
-    return function
 
 
 def job(path: Path, architectures: tuple[str, ...] = ("sm89",)) -> Job:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -11,30 +10,27 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto as T
 from onnx import helper, numpy_helper
+from trt_graphs import rtx
 
 from runtimes._tensorrt.compile import compile_engines
-from runtimes._tensorrt.job import Job
+from runtimes._tensorrt.job import Job, Profile
 from runtimes._tensorrt.kernels import count_kernels
 from toolkit.compiled import BuiltEngine, built_engines, describe_built
 
-pytestmark = [
-    pytest.mark.requires_rtx,
-    pytest.mark.skipif(
-        importlib.util.find_spec("tensorrt_rtx") is None,
-        reason="tensorrt_rtx is not installed (pip install 'tensorrt-rtx-cu13>=1.7')",
-    ),
-]
-SIZE = 64
+SMALL, LARGE = 64, 1024
+"""Weights of int4 that are small are unpacked by a kernel of their own, large ones within the product."""
 DTYPES = {"half": T.FLOAT16, "bf16": T.BFLOAT16, "float": T.FLOAT}
-SHAPES = {"x": ((1, 1, SIZE), (2, 16, SIZE), (4, 32, SIZE))}
-ONE = {"x": ((1, 1, SIZE), (1, 1, SIZE), (4, 1, SIZE))}
+
+
+def shapes(size: int = SMALL, longest: int = 32) -> dict[str, Profile]:
+    return {"x": ((1, 1, size), (2, min(16, longest), size), (4, longest, size))}
 
 
 class Linears:
     """Writes Softmax(Tanh(x·W0)·W1) with the weights in one of the forms that the schemes write."""
 
-    def __init__(self, form: str) -> None:
-        self.form, self.dtype = form, DTYPES.get(form, T.FLOAT16)
+    def __init__(self, form: str, size: int = SMALL) -> None:
+        self.form, self.size, self.dtype = form, size, DTYPES.get(form, T.FLOAT16)
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
         self.random = np.random.default_rng(0)
@@ -43,24 +39,26 @@ class Linears:
         first = self.linear(0, "x")
         self.nodes.append(helper.make_node("Tanh", [first], ["active"]))
         self.nodes.append(helper.make_node("Softmax", [self.linear(1, "active")], ["y"]))
-        values = [helper.make_tensor_value_info(name, self.dtype, ["batch", "sequence", SIZE]) for name in ("x", "y")]
+        values = [
+            helper.make_tensor_value_info(name, self.dtype, ["batch", "sequence", self.size]) for name in ("x", "y")
+        ]
         graph = helper.make_graph(self.nodes, "linears", values[:1], values[1:], self.initializers)
         opsets = [helper.make_opsetid("", 23)]
         onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=11), path)
         return path
 
     def linear(self, number: int, x: str) -> str:
-        weight = self.random.standard_normal((SIZE, SIZE)).astype(np.float32) * 0.1
+        weight = self.random.standard_normal((self.size, self.size)).astype(np.float32) * 0.1
         read = f"w{number}"
         if self.form in DTYPES:
             self.initializers.append(helper.make_tensor(read, self.dtype, weight.shape, weight.ravel()))
-        elif self.form == "half x int4 unpacked":
+        elif self.form.startswith("half x int4"):
             codes = np.clip(np.rint(weight * 30), -8, 7).astype(int).ravel().tolist()
             self.initializers.append(helper.make_tensor(f"q{number}", T.INT4, weight.shape, codes))
-            self.dequantize(number, np.full((SIZE // 32, SIZE), 1 / 30, np.float16), axis=0, block_size=32)
+            self.dequantize(number, np.full((self.size // 32, self.size), 1 / 30, np.float16), axis=0, block_size=32)
         elif self.form == "half x int8":
             self.initializers.append(numpy_helper.from_array(np.rint(weight * 300).astype(np.int8), f"q{number}"))
-            self.dequantize(number, np.full(SIZE, 1 / 300, np.float16), axis=1)
+            self.dequantize(number, np.full(self.size, 1 / 300, np.float16), axis=1)
         else:
             x = self.fp8(number, x, weight)
         self.nodes.append(helper.make_node("MatMul", [x, read], [f"y{number}"]))
@@ -70,7 +68,7 @@ class Linears:
         self.initializers.append(numpy_helper.from_array(scales, f"s{number}"))
         inputs = [f"q{number}", f"s{number}"]
         if "block_size" not in attributes:
-            self.initializers.append(numpy_helper.from_array(np.zeros(SIZE, np.int8), f"z{number}"))
+            self.initializers.append(numpy_helper.from_array(np.zeros(self.size, np.int8), f"z{number}"))
             inputs.append(f"z{number}")
         self.nodes.append(helper.make_node("DequantizeLinear", inputs, [f"w{number}"], **attributes))
 
@@ -85,11 +83,12 @@ class Linears:
         return f"x{number}"
 
 
-def build(path: Path, *profiles: dict[str, tuple[tuple[int, ...], ...]]) -> BuiltEngine:
-    (built,) = compile_engines(Job("tensorrt_rtx", str(path), str(path.parent), ("sm89",), profiles or (SHAPES,)))
+def build(path: Path, *profiles: dict[str, Profile]) -> BuiltEngine:
+    (built,) = compile_engines(Job("tensorrt_rtx", str(path), str(path.parent), ("sm89",), profiles or (shapes(),)))
     return built
 
 
+@rtx
 @pytest.mark.parametrize("form", ["half", "bf16", "float", "half x int8", "half x int4 unpacked", "fp8"])
 def test_gemms_are_named_by_what_they_multiply(form: str, tmp_path: Path) -> None:
     built = build(Linears(form).save(tmp_path / "model.onnx"))
@@ -98,11 +97,19 @@ def test_gemms_are_named_by_what_they_multiply(form: str, tmp_path: Path) -> Non
     assert built.int8_products == 0
 
 
+@rtx
+def test_large_int4_weights_are_unpacked_within_the_product(tmp_path: Path) -> None:
+    built = build(Linears("half x int4", LARGE).save(tmp_path / "model.onnx"), shapes(LARGE))
+    assert built.gemms == {"half x int4": 2}
+
+
+@rtx
 def test_every_profile_is_counted(tmp_path: Path) -> None:
-    built = build(Linears("half").save(tmp_path / "model.onnx"), SHAPES, ONE)
+    built = build(Linears("half").save(tmp_path / "model.onnx"), shapes(), shapes(longest=1))
     assert (built.gemms, built.profiles) == ({"half": 4}, 2)
 
 
+@rtx
 def test_the_products_of_a_split_attention_are_no_gemms_of_weights(tmp_path: Path) -> None:
     """Attention in fp32 has no fused kernel."""
     shape = "float[batch, 2, sequence, 32]"
