@@ -22,7 +22,7 @@ _KERNEL = re.compile(
     re.M,
 )
 _TENSOR = re.compile(r"\{ Name: (?P<name>.*?), Dimensions: \[(?P<dims>[^\]]*)\],.*?Datatype: (?P<dtype>\w+)")
-_DTYPES = {"BFloat16": "bf16"}
+_DTYPES = {"BFloat16": "bf16", "FP4E2M1": "fp4"}
 """Ours for the names that are not the log's in lower case."""
 _BITS = {"fp4": 4, "int4": 4, "int8": 8, "fp8": 8, "half": 16, "bf16": 16, "float": 32}
 

@@ -26,7 +26,8 @@ def tool_command(graph: str, profiles: Sequence[Mapping[str, Profile]]) -> str:
     TensorRT 11 takes `--stronglyTyped` and does without it, 10 needs it.
     """
     parts = ["trtexec", f"--onnx={graph}", "--saveEngine=engine.plan", "--stronglyTyped"]
-    parts += ["'--decomposableAttentions=*'", "--profilingVerbosity=detailed", "--skipInference"]
+    parts += ["'--decomposableAttentions=*'", "--noTF32", "--profilingVerbosity=detailed"]
+    parts += ["--skipInference"]
     for number, shapes_of in enumerate(profiles):
         parts += [f"--profile={number}"] if len(profiles) > 1 else []
         for index, flag in enumerate(("minShapes", "optShapes", "maxShapes")):

@@ -237,7 +237,7 @@ def test_without_a_library_only_the_graph_ships(tmp_path: Path) -> None:
     assert "pip install 'tensorrt-cu13" in engine.reason
     assert engine.details["command"] == (
         "trtexec --onnx=model.onnx --saveEngine=engine.plan --stronglyTyped '--decomposableAttentions=*'"
-        " --profilingVerbosity=detailed --skipInference --minShapes=x:1x1x32,mask:1x1x1x1"
+        " --noTF32 --profilingVerbosity=detailed --skipInference --minShapes=x:1x1x32,mask:1x1x1x1"
         " --optShapes=x:2x16x32,mask:2x1x1x16 --maxShapes=x:4x32x32,mask:4x1x1x32"
     )
     assert not alone.readiness().build

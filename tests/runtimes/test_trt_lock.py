@@ -140,9 +140,11 @@ class TestRebuild:
         assert [entry.same for entry in rebuilt.files] == [True, True]
         assert sorted(bundle.iterdir()) == before
 
-    def test_other_settings_are_other_bytes(self, copied: Path) -> None:
+    @pytest.mark.parametrize("change", [{"profiling_verbosity": "NONE"}, {"tf32": True}])
+    def test_other_settings_are_other_bytes(self, change: dict[str, Any], copied: Path) -> None:
         lock = json.loads((copied / LOCK_FILE).read_text())
-        edit_lock(copied, config={**lock["config"], "profiling_verbosity": "NONE"})
+        assert not lock["config"]["tf32"]
+        edit_lock(copied, config={**lock["config"], **change})
         assert [entry.same for entry in TRT_RTX.rebuild(copied).files] == [False, False]
 
     def test_a_graph_that_changed_is_refused(self, copied: Path) -> None:

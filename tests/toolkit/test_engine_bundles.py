@@ -193,3 +193,27 @@ def test_both_kinds_pass_the_check(bundles: dict[str, Path]) -> None:
     for bundle in bundles.values():
         done = toolkit("check", bundle)
         assert done.exit_code == 0, done.output
+
+
+def test_the_matrix_reads_bundles_and_keeps_failures(bundles: dict[str, Path], tmp_path: Path) -> None:
+    """A bundle that is there is not made again, nor is what failed tried again."""
+    model, script = "own_attention:make", Path(__file__).parents[2] / "benchmarks" / "tensorrt_matrix.py"
+    made = tmp_path / "work" / model
+    made.mkdir(parents=True)
+    shutil.copytree(bundles["trt-rtx"], made / bundles["trt-rtx"].name)
+    command = [sys.executable, script, "--models", model, "--schemes", "int8,none-such", "--arch", "sm86,sm89"]
+    command += ["--work", tmp_path / "work", "--output", tmp_path / "matrix.md"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"{model}: none-such" in done.stderr
+    table = (tmp_path / "matrix.md").read_text()
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith(f"| {model}")]
+    assert [row[1:4] for row in rows] == [
+        ["int8", "sm86", "built"], ["int8", "sm89", "built"], ["none-such", "-", "failed[^1]"]
+    ]  # fmt: skip
+    assert [row[6:8] for row in rows[:2]] == [["1 of 1", "2 of 2 int8"]] * 2
+    worst = open_bundle(bundles["trt-rtx"]).manifest.drift.worst["lower"]
+    assert rows[0][8] == f"{worst.sqnr_db:.1f}"
+    assert "[^1]: own_attention:make, none-such: exit code 2: unknown target 'trt-rtx-none-such'" in table
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (again.returncode, again.stderr) == (0, "")
