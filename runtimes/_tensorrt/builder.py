@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["CONFIG", "LIBRARIES", "LOCK_FILE", "main"]
+__all__ = ["CONFIG", "LIBRARIES", "LOCK_FILE", "REFUSED", "main"]
 
 LOCK_FILE = "engine.lock.json"
 LIBRARIES = ("tensorrt", "tensorrt_rtx")
@@ -42,7 +42,9 @@ CONFIG: Mapping[str, Any] = {
 _FIRST_VERSION = (10, 14)
 """The first TensorRT whose parser takes the `Attention` operator (onnx-tensorrt, changelog)."""
 _SINCE_10_15 = ("RMSNormalization", "RotaryEmbedding", "TensorScatter")
-_BAD_RECIPE, _NO_LIBRARY, _UNSUPPORTED, _REFUSED = 2, 3, 4, 5
+REFUSED = 5
+"""The exit code where the library took neither the graph nor the shapes."""
+_BAD_RECIPE, _NO_LIBRARY, _UNSUPPORTED = 2, 3, 4
 _INSTALL = {"tensorrt": "pip install tensorrt", "tensorrt_rtx": "pip install tensorrt-rtx-cu13"}
 _PLAN = "Layers:"
 
@@ -50,7 +52,7 @@ _PLAN = "Layers:"
 class BuildError(Exception):
     """Nothing was built; the message says why, `code` is what the process exits with."""
 
-    def __init__(self, message: str, code: int = _REFUSED) -> None:
+    def __init__(self, message: str, code: int = REFUSED) -> None:
         super().__init__(message)
         self.code = code
 
@@ -112,7 +114,7 @@ def _run_each(options: argparse.Namespace, tool: _Tool, architectures: tuple[str
         codes[architecture] = subprocess.run(command, check=False).returncode
     if failed := [f"{architecture} (code {code})" for architecture, code in codes.items() if code]:
         # A process that crashed has a negative code.
-        worst = max(code if code >= 0 else _REFUSED for code in codes.values())
+        worst = max(code if code >= 0 else REFUSED for code in codes.values())
         raise BuildError(f"no engine for {', '.join(failed)}", worst)
 
 

@@ -171,7 +171,7 @@ def _verdict(code: int) -> str:
         return ""
     if code < 0:
         return f"TensorRT's builder crashed with {signal.Signals(-code).name}"
-    return "TensorRT refused the graph"
+    return "TensorRT refused the graph" if code == builder.REFUSED else "TensorRT's builder did not start"
 
 
 def _tail(log: Path) -> str:

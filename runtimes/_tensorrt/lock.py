@@ -14,9 +14,9 @@ from pydantic import Field, JsonValue
 
 from runtimes._tensorrt.builder import CONFIG, LOCK_FILE
 from runtimes._tensorrt.job import Profile, write_atomically
-from toolkit.bundle.document import Frozen, read_document
 from toolkit.bundle.manifest import FileEntry, RelativePath
 from toolkit.compiled import BuiltEngine
+from toolkit.document import Frozen, read_document
 
 __all__ = ["LOCK_VERSION", "EngineLock", "LockedEngine", "locked", "read_lock", "write_lock"]
 

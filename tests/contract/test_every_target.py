@@ -41,28 +41,6 @@ GENERIC: dict[str, dict[str, Any]] = {
 
 DECODER = "llama"
 
-OWN_MODULE = """
-import torch
-from torch import nn
-
-
-class Own(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.project = nn.Linear(32, 96)
-        self.mix = nn.Linear(32, 32)
-
-    def forward(self, x):
-        q, k, v = (part.unflatten(-1, (2, 16)).transpose(1, 2) for part in self.project(x).chunk(3, dim=-1))
-        y = nn.functional.scaled_dot_product_attention(q, k, v)
-        return {"y": self.mix(y.transpose(1, 2).flatten(2))}
-
-
-def make():
-    torch.manual_seed(0)
-    return Own(), {"x": torch.randn(2, 7, 32)}
-"""
-
 
 def subjects() -> Iterator[Any]:
     for name, entry in listing("model_zoo").items():
@@ -80,10 +58,10 @@ def subjects() -> Iterator[Any]:
 
 
 @pytest.fixture
-def model(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def model(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_module: str) -> str:
     """What to give `--model`: a saved tiny model, a factory, or a short name that is built in."""
     if request.param == "module":
-        (tmp_path / "own_contract.py").write_text(OWN_MODULE, encoding="utf-8")
+        (tmp_path / "own_contract.py").write_text(own_module, encoding="utf-8")
         monkeypatch.syspath_prepend(str(tmp_path))
         return "own_contract:make"
     if request.param in {name for entry in listing("model_zoo").values() for name in entry.literals.get("NAMES", ())}:

@@ -20,28 +20,6 @@ from toolkit.bundle.read import open_bundle
 from toolkit.cli import main
 from toolkit.hashing import file_sha256
 
-MODULE = """
-import torch
-from torch import nn
-
-
-class Own(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.project = nn.Linear(32, 96)
-        self.mix = nn.Linear(32, 32)
-
-    def forward(self, x):
-        q, k, v = (part.unflatten(-1, (2, 16)).transpose(1, 2) for part in self.project(x).chunk(3, dim=-1))
-        y = nn.functional.scaled_dot_product_attention(q, k, v)
-        return {"y": self.mix(y.transpose(1, 2).flatten(2))}
-
-
-def make():
-    torch.manual_seed(0)
-    return Own().eval(), {"x": torch.randn(2, 9, 32)}
-"""
-
 pytestmark = [
     pytest.mark.requires_rtx,
     pytest.mark.skipif(
@@ -63,9 +41,9 @@ def export(*arguments: object) -> Result:
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workplace(tmp_path_factory: pytest.TempPathFactory, own_module: str) -> Path:
     folder = tmp_path_factory.mktemp("engines")
-    (folder / "own_attention.py").write_text(MODULE)
+    (folder / "own_attention.py").write_text(own_module)
     return folder
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, AwareDatetime, Field, JsonValue, model_validator
 
-from toolkit.bundle.document import Frozen, read_document
+from toolkit.document import Frozen, read_document
 from toolkit.drift.report import FiniteGate, Worst
 from toolkit.types import DecoderSpec, Dim, EngineStatus, Gate, Kind, ModelSpec, Step, TensorSpec
 

@@ -26,7 +26,7 @@ _EXPORT = "Write the bundle anew with toolkit export."
 
 
 def read_document(path: Path, model: type[Document], newest: int, what: str) -> Document:
-    """The file as that model, whose `schema_version` is `newest` at most; `what` it is called in errors.
+    """The file as that model, whose `schema_version` is `newest` at most; `what` is its name in errors.
 
     Raises UsageError for broken JSON, a newer schema, unknown or missing fields.
     """
