@@ -107,7 +107,7 @@ class TensorRT:
             engines=locked(built),
         )
         carried = (write_script(folder), write_lock(folder, lock))
-        command = tool_command(graph.path.name, profiles)
+        command = tool_command(self._libraries[0], graph.path.name, profiles)
         if not builder.library:
             reason = f"{builder.reason}. Where TensorRT is: python {carried[0]}, or {command}"
             details = {"command": command, "script": str(carried[0]), "lock": str(carried[1])}

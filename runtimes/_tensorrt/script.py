@@ -8,10 +8,13 @@ from pathlib import Path
 
 from runtimes._tensorrt import builder
 from runtimes._tensorrt.job import Profile
+from runtimes._tensorrt.libraries import RTX, Library
 
 __all__ = ["SCRIPT_FILE", "tool_command", "write_script"]
 
 SCRIPT_FILE = "build_engine.py"
+
+_TOOLS: dict[Library, str] = {"tensorrt": "trtexec", "tensorrt_rtx": "tensorrt_rtx"}
 
 
 def write_script(folder: Path) -> Path:
@@ -20,14 +23,15 @@ def write_script(folder: Path) -> Path:
     return Path(SCRIPT_FILE)
 
 
-def tool_command(graph: str, profiles: Sequence[Mapping[str, Profile]]) -> str:
-    """NVIDIA's `trtexec` with the same profiles and flags, for TensorRT 10.14 and later; one engine for its own GPU.
+def tool_command(library: Library, graph: str, profiles: Sequence[Mapping[str, Profile]]) -> str:
+    """NVIDIA's own command with the same profiles and flags; it makes one engine, for its own GPU.
 
-    TensorRT 11 takes `--stronglyTyped` and does without it, 10 needs it.
+    `trtexec` of TensorRT 10.14 and later: 11 does without `--stronglyTyped`, 10 needs it. The tool of TensorRT-RTX has
+    no documented flag that lets attention in fp32 be split: there the script is the way.
     """
-    parts = ["trtexec", f"--onnx={graph}", "--saveEngine=engine.plan", "--stronglyTyped"]
-    parts += ["'--decomposableAttentions=*'", "--noTF32", "--profilingVerbosity=detailed"]
-    parts += ["--skipInference"]
+    parts = [_TOOLS[library], f"--onnx={graph}", "--saveEngine=engine.plan", "--skipInference"]
+    if library != RTX:
+        parts += ["--stronglyTyped", "'--decomposableAttentions=*'", "--noTF32", "--profilingVerbosity=detailed"]
     for number, shapes_of in enumerate(profiles):
         parts += [f"--profile={number}"] if len(profiles) > 1 else []
         for index, flag in enumerate(("minShapes", "optShapes", "maxShapes")):

@@ -236,8 +236,8 @@ def test_without_a_library_only_the_graph_ships(tmp_path: Path) -> None:
     assert all((tmp_path / file).is_file() for file in engine.files)
     assert "pip install 'tensorrt-cu13" in engine.reason
     assert engine.details["command"] == (
-        "trtexec --onnx=model.onnx --saveEngine=engine.plan --stronglyTyped '--decomposableAttentions=*'"
-        " --noTF32 --profilingVerbosity=detailed --skipInference --minShapes=x:1x1x32,mask:1x1x1x1"
+        "trtexec --onnx=model.onnx --saveEngine=engine.plan --skipInference --stronglyTyped"
+        " '--decomposableAttentions=*' --noTF32 --profilingVerbosity=detailed --minShapes=x:1x1x32,mask:1x1x1x1"
         " --optShapes=x:2x16x32,mask:2x1x1x16 --maxShapes=x:4x32x32,mask:4x1x1x32"
     )
     assert not alone.readiness().build

@@ -164,6 +164,25 @@ class TestRebuild:
             TRT_RTX.rebuild(bundle, TargetOptions(memory=1 << 20))
 
 
+@rtx
+@without_tensorrt
+@pytest.mark.parametrize(("version", "code"), [("10.9.0.34", 4), ("10.14.1.48", 0), ("11.1.0.106", 0)])
+def test_versions_of_tensorrt_before_its_attention_are_refused_by_name(
+    version: str, code: int, bundle: Path, tmp_path: Path
+) -> None:
+    """TensorRT-RTX under TensorRT's name: what is tested is which versions are let in."""
+    text = f"import tensorrt_rtx\n\n__version__ = '{version}'\n__getattr__ = tensorrt_rtx.__getattribute__\n"
+    (tmp_path / "tensorrt.py").write_text(text)
+    command = [sys.executable, bundle / "build_engine.py", "--library", "tensorrt", "--arch", "sm89"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [*command, "--output", tmp_path], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == code, done.stderr
+    assert ("tensorrt 10.9.0.34 does not take Attention; 10.14 is the first" in done.stderr) == bool(code)
+    assert (tmp_path / "engine-sm89.plan").is_file() != bool(code)
+
+
 @without_tensorrt
 def test_nothing_is_built_again_where_nothing_was_built(tmp_path: Path) -> None:
     built(tmp_path / "graph-only", ALONE)
