@@ -106,13 +106,13 @@ class TensorRT:
             architectures=architectures,
             engines=locked(built),
         )
-        carried = (write_script(folder), write_lock(folder, lock))
+        script, lock_file = write_script(folder), write_lock(folder, lock)
         command = tool_command(self._libraries[0], graph.path.name, profiles)
-        if not builder.library:
-            reason = f"{builder.reason}. Where TensorRT is: python {carried[0]}, or {command}"
-            details = {"command": command, "script": str(carried[0]), "lock": str(carried[1])}
-            return Engine(graph, "graph-only", "none", carried, reason, details)
-        return self._described(graph, builder, built, carried, command)
+        carried = {"script": str(script), "lock": str(lock_file), "command": command}
+        if builder.library:
+            return self._described(graph, builder, built, carried)
+        reason = f"{builder.reason}. Where TensorRT is: python {script}, or {command}"
+        return Engine(graph, "graph-only", "none", (script, lock_file), reason, carried)
 
     def rebuild(self, folder: Path, options: TargetOptions = DEFAULT_OPTIONS) -> Rebuild:
         """Build the engines of the bundle in `folder` again and compare; see `runtimes._tensorrt.rebuild`."""
@@ -151,18 +151,16 @@ class TensorRT:
         return choose(self._libraries)
 
     def _described(
-        self, graph: LoweredGraph, builder: Builder, built: list[BuiltEngine], carried: tuple[Path, ...], command: str
+        self, graph: LoweredGraph, builder: Builder, built: list[BuiltEngine], carried: Mapping[str, str]
     ) -> Engine:
         details = {
             "library": builder.library,
             "version": builder.version,
             "stands_in_for": self._libraries[0] if builder.library != self._libraries[0] else "",
-            "command": command,
-            "script": str(carried[0]),
-            "lock": str(carried[1]),
+            **carried,
             "engines": {engine.architecture: engine.as_json() for engine in built},
         }
-        files = (*(Path(engine.file) for engine in built), *carried)
+        files = tuple(map(Path, (*(engine.file for engine in built), carried["script"], carried["lock"])))
         label = f"{builder.library} {builder.version}"
         unrun = self._unrun(graph.path.parent, files, details)
         reason = "; ".join(filter(None, [f"not run here: {unrun}" if unrun else "", builder.reason]))
