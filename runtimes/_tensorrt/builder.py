@@ -4,7 +4,7 @@ In a bundle this file is called `build_engine.py` and reads `engine.lock.json` b
 
     python build_engine.py                       for the architectures that the bundle was exported for
     python build_engine.py --arch sm89           for one
-    python build_engine.py --output engines      elsewhere than beside the graph
+    python build_engine.py --output FOLDER       elsewhere than beside the graph: `toolkit check` wants a bundle unchanged
 
 It needs Python 3.10 and `tensorrt` 10.14 or later on a GPU, or `tensorrt_rtx` on any machine; nothing else, so it
 imports nothing else. TensorRT can crash the process it runs in: every architecture is compiled in a process of its own.

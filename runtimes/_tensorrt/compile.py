@@ -107,7 +107,8 @@ def probe(module: str) -> Probed:
 
 
 def _command(arguments: list[str]) -> list[str]:
-    return [sys.executable, builder.__file__, *arguments]
+    # Our own modules beside it must not stand in for anybody's of the same name.
+    return [sys.executable, "-P", builder.__file__, *arguments]
 
 
 def _watch(arguments: list[str], log: Path, limits: Limits) -> tuple[str, str]:
