@@ -4,7 +4,7 @@ In a bundle this file is called `build_engine.py` and reads `engine.lock.json` b
 
     python build_engine.py                       for the architectures that the bundle was exported for
     python build_engine.py --arch sm89           for one
-    python build_engine.py --output FOLDER       elsewhere than beside the graph: `toolkit check` wants a bundle unchanged
+    python build_engine.py --output FOLDER       elsewhere: `toolkit check` wants the files of a bundle unchanged
 
 It needs Python 3.10 and `tensorrt` 10.14 or later on a GPU, or `tensorrt_rtx` on any machine; nothing else, so it
 imports nothing else. TensorRT can crash the process it runs in: every architecture is compiled in a process of its own.
@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["CONFIG", "LIBRARIES", "LOCK_FILE", "REFUSED", "main"]
+__all__ = ["CONFIG", "FAILED", "LIBRARIES", "LOCK_FILE", "REFUSED", "main"]
 
 LOCK_FILE = "engine.lock.json"
 LIBRARIES = ("tensorrt", "tensorrt_rtx")
@@ -46,6 +46,8 @@ REFUSED = 5
 """The exit code where the library took neither the graph nor the shapes."""
 _BAD_RECIPE, _NO_LIBRARY, _UNSUPPORTED = 2, 3, 4
 _INSTALL = {"tensorrt": "pip install tensorrt", "tensorrt_rtx": "pip install tensorrt-rtx-cu13"}
+FAILED = "FAILED: "
+"""What the last line of the standard error begins with where nothing was built."""
 _PLAN = "Layers:"
 
 
@@ -66,7 +68,7 @@ def main(arguments: list[str]) -> int:
         else:
             _run(options)
     except BuildError as error:
-        _say(f"FAILED {error}", sys.stderr)
+        _say(f"{FAILED}{error}", sys.stderr)
         return error.code
     return 0
 

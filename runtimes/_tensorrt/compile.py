@@ -101,7 +101,11 @@ def probe(module: str) -> Probed:
         return Probed(reason=f"{module} did not start in {_PROBE_SECONDS} s")
     if done.returncode:
         lines = done.stderr.strip().splitlines()
-        return Probed(reason=lines[-1] if lines else f"{module} does not start: it ended with code {done.returncode}")
+        return Probed(
+            reason=lines[-1].removeprefix(builder.FAILED)
+            if lines
+            else f"{module} does not start: it ended with code {done.returncode}"
+        )
     answer = json.loads(done.stdout.strip().splitlines()[-1])
     return Probed(answer["version"], tuple(answer["offered"]))
 

@@ -34,7 +34,8 @@ class Job:
 
     def recipe(self) -> str:
         """What `builder.py` reads, as JSON."""
-        return json.dumps({"graph": self.graph, "profiles": list(self.profiles), "config": dict(self.config)})
+        graph = str(Path(self.graph).absolute())
+        return json.dumps({"graph": graph, "profiles": list(self.profiles), "config": dict(self.config)})
 
 
 def partial_path(path: Path) -> Path:
