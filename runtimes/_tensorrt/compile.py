@@ -100,12 +100,9 @@ def probe(module: str) -> Probed:
     except subprocess.TimeoutExpired:
         return Probed(reason=f"{module} did not start in {_PROBE_SECONDS} s")
     if done.returncode:
-        lines = done.stderr.strip().splitlines()
-        return Probed(
-            reason=lines[-1].removeprefix(builder.FAILED)
-            if lines
-            else f"{module} does not start: it ended with code {done.returncode}"
-        )
+        silent = f"{module} does not start: it ended with code {done.returncode}"
+        last = (done.stderr.strip().splitlines() or [silent])[-1]
+        return Probed(reason=last.removeprefix(builder.FAILED))
     answer = json.loads(done.stdout.strip().splitlines()[-1])
     return Probed(answer["version"], tuple(answer["offered"]))
 
