@@ -68,7 +68,9 @@ def built_engines(details: Mapping[str, Any]) -> tuple[BuiltEngine, ...]:
 
     Fields of other versions of the toolkit are left out.
     """
-    entries = details.get("engines") or {}
+    entries = details.get("engines")
+    if not isinstance(entries, Mapping):
+        return ()
     known = {entry.name for entry in fields(BuiltEngine)}
     return tuple(
         BuiltEngine(**{name: value for name, value in entry.items() if name in known}) for entry in entries.values()
