@@ -166,7 +166,7 @@ class Stages:
                     f"no {target} engine can be built here: {engine.reason}",
                     hint="Without --require-engine the bundle carries the graph and the command that builds it.",
                 )
-            row.said = f"{engine.status} by {engine.builder}"
+            row.said = f"{engine.status} by {engine.builder} {engine.said}".rstrip()
         return engine
 
     def verify(self, reference: Reference, engine: Engine, target: Target) -> DriftReport:

@@ -183,7 +183,7 @@ class Engine:
     """What ships. `files` are relative to `graph.path.parent`; for ONNX Runtime the engine is the graph itself.
 
     `builder` names the library and version that compiled it; `details` holds facts worth keeping
-    (architectures, sizes, seconds). `reason` says why the status is not `executed`.
+    (architectures, sizes, seconds). `reason` says why the status is not `executed`, `said` in short what was built.
     """
 
     graph: LoweredGraph
@@ -192,6 +192,7 @@ class Engine:
     files: tuple[Path, ...] = ()
     reason: str = ""
     details: Mapping[str, Any] = field(default_factory=dict)
+    said: str = ""
 
 
 @dataclass(frozen=True, slots=True)
