@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from runtimes._tensorrt.compile import Limits, compile_engines, probe
+from runtimes._tensorrt.decoder import EngineDecoder
 from runtimes._tensorrt.devices import devices
 from runtimes._tensorrt.job import BuiltEngine, Job, Profile
 from runtimes._tensorrt.lowering import lower_graph
+from runtimes._tensorrt.program import EngineProgram
 from runtimes._tensorrt.session import EngineSession
-from toolkit.errors import StageError, UnsupportedError
-from toolkit.generation.session_decoder import SessionDecoder
+from toolkit.errors import MissingDependencyError, StageError, UnsupportedError
 from toolkit.types import (
     DEFAULT_OPTIONS,
     Decoder,
@@ -109,9 +110,9 @@ class TensorRT:
         Raises UnsupportedError where there is no device or no file for it, MissingDependencyError without the
         library, StageError where the file does not load.
         """
-        return self._open(folder, engine)
+        return EngineSession(self._open(folder, engine))
 
-    def _open(self, folder: Path, engine: Mapping[str, Any]) -> EngineSession:
+    def _open(self, folder: Path, engine: Mapping[str, Any]) -> EngineProgram:
         found, why = devices()
         if not engine.get("files"):
             raise UnsupportedError(f"there is no {self._name} engine, only its graph: {engine.get('reason', '')}")
@@ -124,12 +125,11 @@ class TensorRT:
                 hint=f"The bundle has: {', '.join(names)}. Export again on this machine.",
             )
         library = engine.get("details", {}).get("library", _RTX)
-        return EngineSession(folder / names[found[0].architecture], library, found[0])
+        return EngineProgram(folder / names[found[0].architecture], library, found[0])
 
     def decoder(self, folder: Path, engine: Mapping[str, Any], spec: DecoderSpec, *, limit: int, rows: int) -> Decoder:
-        """The engine with its cache fed back from each step to the next; raises as `session` does."""
-        session = self._open(folder, engine)
-        return SessionDecoder(session, session.inputs, spec, limit=limit, rows=rows)
+        """The engine with its cache on the device; raises as `session` does."""
+        return EngineDecoder(self._open(folder, engine), spec, limit=limit, rows=rows)
 
     @cached_property
     def _builder(self) -> _Builder:
@@ -163,6 +163,8 @@ class TensorRT:
             self.session(folder, {"files": [str(file) for file in files], "details": details}).close()
         except UnsupportedError as error:
             return str(error)
+        except MissingDependencyError as error:
+            return f"{error} ({error.hint})"
         return ""
 
 
