@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -207,6 +208,7 @@ class Context:
 
     def __init__(self, engine: Engine) -> None:
         self.engine, self.profile, self.fails = engine, 0, False
+        self.specs = (*engine.inputs, *engine.outputs)
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
         self.switches = 0
@@ -238,13 +240,14 @@ class Context:
         if self.fails:
             self.engine.log.log(Logger.ERROR, "an illegal memory access was encountered")
             return False
-        self.engine.trt.cuda.put(self._run)
+        shapes = {spec.name: self.shapes.get(spec.name) or self.get_tensor_shape(spec.name) for spec in self.specs}
+        self.engine.trt.cuda.put(partial(self._run, shapes, dict(self.addresses)))
         return True
 
-    def _run(self) -> None:
+    def _run(self, shapes: dict[str, tuple[int, ...]], addresses: dict[str, int]) -> None:
+        """What a recording holds: shapes and addresses are those of the time when it was enqueued."""
         binding = self.engine.session.io_binding()
         for bind, specs in ((binding.bind_input, self.engine.inputs), (binding.bind_output, self.engine.outputs)):
             for spec in specs:
-                shape = self.shapes.get(spec.name) or self.get_tensor_shape(spec.name)
-                bind(spec.name, "cpu", 0, np.dtype(spec.dtype).type, shape, self.addresses[spec.name])
+                bind(spec.name, "cpu", 0, np.dtype(spec.dtype).type, shapes[spec.name], addresses[spec.name])
         self.engine.session.run_with_iobinding(binding)

@@ -78,7 +78,8 @@ def step(new: int, past: int, rows: int = 1) -> dict[str, np.ndarray[Any, Any]]:
 def test_a_session_answers_as_the_graph_and_gives_everything_back(machine: Machine) -> None:
     session, graph = EngineSession(machine.open()), portable_session(machine.graph)
     assert session.ran_on == "tensorrt 11.stand-in Some GPU"
-    for feeds in (step(5, 0, 2), step(1, 5), step(3, 4), step(1, 5)):
+    # The mask is [1, 6] in the second and the third, of different profiles.
+    for feeds in (step(5, 0, 2), step(6, 0), step(1, 5), step(3, 4), step(1, 5)):
         got, expected = session.run(feeds), graph.run(feeds)
         for name, array in expected.items():
             np.testing.assert_array_equal(got[name], array)
@@ -114,10 +115,29 @@ def test_runs_are_recorded_where_asked_for(asked: str, machine: Machine, monkeyp
         monkeypatch.setenv(CUDA_GRAPHS, "1")
     program = machine.open(**({"graphs": True} if asked == "argument" else {}))
     session, graph = EngineSession(program), portable_session(machine.graph)
-    for feeds in (step(4, 2), step(4, 2), {**step(4, 2), "input_ids": np.zeros((1, 4), np.int64)}, step(1, 9)):
+    for feeds in (step(1, 9), step(4, 2), step(4, 2), {**step(4, 2), "input_ids": np.zeros((1, 4), np.int64)}):
         np.testing.assert_array_equal(session.run(feeds)["logits"], graph.run(feeds)["logits"])
     assert (machine.cuda.launches, program.replay.replays, program.replay.reason) == (2, 2, "")
     session.close()
+    assert machine.is_empty()
+
+
+def test_a_recording_is_not_replayed_for_other_addresses(machine: Machine) -> None:
+    """Each start finds the two buffers of a layer in the other order."""
+    session = portable_session(machine.graph)
+    inputs = session.inputs  # type: ignore[attr-defined]
+    device = EngineDecoder(machine.open(graphs=True), SPEC, limit=CONTEXT, rows=1)
+    host = SessionDecoder(session, inputs, SPEC, limit=CONTEXT, rows=1)
+    tokens = np.random.default_rng(1).integers(0, VOCABULARY, (5, 1, 5))
+    for prompt in tokens:
+        for one in (device, host):
+            one.start(1)
+        got, expected = (one.forward(prompt, np.array([5])) for one in (device, host))
+        np.testing.assert_array_equal(got, expected)
+    # What the last prompt wrote must lie where the next step reads.
+    got, expected = (one.forward(tokens[0][:, :1], np.array([1])) for one in (device, host))
+    np.testing.assert_array_equal(got, expected)
+    device.close()
     assert machine.is_empty()
 
 
