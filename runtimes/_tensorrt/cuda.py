@@ -6,20 +6,31 @@ Signatures are those of `cuda.bindings.runtime` 13, where each function answers 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
 from toolkit.errors import MissingDependencyError, StageError
 
-__all__ = ["INSTALL", "Cuda"]
+__all__ = ["INSTALL", "Cuda", "missing"]
 
 INSTALL = "pip install 'cuda-bindings>=13,<14'"
 
+_MODULE = "cuda.bindings.runtime"
 _HINTS = {
     "cudaErrorMemoryAllocation": "Give smaller sizes, or close what else uses the device; `nvidia-smi` shows it.",
     "cudaErrorInsufficientDriver": "Install a newer NVIDIA driver: CUDA 13 needs 580 or newer.",
 }
 _HINT = "`toolkit doctor` shows the device, `nvidia-smi` what else uses it."
+
+
+def missing() -> str:
+    """Why CUDA cannot be called from Python here, with what to install; empty where it can."""
+    try:
+        found = importlib.util.find_spec(_MODULE) is not None
+    except ModuleNotFoundError:
+        found = False
+    return "" if found else f"cuda.bindings is not installed ({INSTALL})"
 
 
 class Cuda:
@@ -30,7 +41,7 @@ class Cuda:
 
     def __init__(self) -> None:
         try:
-            self._api: Any = importlib.import_module("cuda.bindings.runtime")
+            self._api: Any = importlib.import_module(_MODULE)
         except ImportError as error:
             raise MissingDependencyError("cuda.bindings is not installed", hint=INSTALL) from error
         kinds, modes = self._api.cudaMemcpyKind, self._api.cudaStreamCaptureMode

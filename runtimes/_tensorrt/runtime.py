@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from runtimes._tensorrt.compile import Limits, compile_engines, probe
+from runtimes._tensorrt.cuda import missing
 from runtimes._tensorrt.decoder import EngineDecoder
 from runtimes._tensorrt.devices import devices
 from runtimes._tensorrt.job import BuiltEngine, Job, Profile
@@ -68,11 +69,12 @@ class TensorRT:
 
     def readiness(self) -> Readiness:
         """Builds where a library starts (TensorRT-RTX needs no GPU), runs where the driver shows a device."""
-        builder, (found, why) = self._builder, devices()
+        builder, (found, no_device) = self._builder, devices()
+        why = no_device or missing()
         device = f"{found[0].name} ({found[0].architecture})" if found else ""
         version = f"{builder.library} {builder.version}" if builder.library else ""
         reasons = [builder.reason, f"engines do not run: {why}" if why else ""]
-        runs = builder.library is not None and bool(found)
+        runs = builder.library is not None and not why
         return Readiness(builder.library is not None, runs, version, device, "; ".join(filter(None, reasons)))
 
     def lower(

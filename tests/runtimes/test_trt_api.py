@@ -19,18 +19,12 @@ from runtimes._tensorrt.cuda import Cuda
 from runtimes._tensorrt.devices import devices
 from toolkit.errors import MissingDependencyError, StageError
 
-
-def _found(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:
-        return False
-
-
-HAS_CUDA = _found("cuda.bindings.runtime")
+HAS_CUDA = not cuda.missing()
 needs_cuda = pytest.mark.skipif(not HAS_CUDA, reason=f"cuda.bindings is not installed ({cuda.INSTALL})")
 LIBRARIES = [
-    pytest.param(name, marks=pytest.mark.skipif(not _found(name), reason=f"{name} is not installed"))
+    pytest.param(
+        name, marks=pytest.mark.skipif(importlib.util.find_spec(name) is None, reason=f"{name} is not installed")
+    )
     for name in ("tensorrt_rtx", "tensorrt")
 ]
 CLASSES = {"_context": "IExecutionContext", "_engine": "ICudaEngine", "_runtime": "Runtime"}
@@ -109,6 +103,7 @@ def test_without_cuda_bindings_the_command_is_told() -> None:
     with pytest.raises(MissingDependencyError) as caught:
         Cuda()
     assert caught.value.hint == cuda.INSTALL
+    assert cuda.INSTALL in cuda.missing()
 
 
 @pytest.mark.parametrize("library", LIBRARIES)

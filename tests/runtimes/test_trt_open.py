@@ -69,6 +69,17 @@ def test_an_engine_that_cannot_be_tried_for_want_of_cuda_bindings_is_built_and_s
     assert reason.startswith("cuda.bindings is not installed (pip install")
 
 
+@needs_rtx
+def test_a_device_without_cuda_bindings_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    present(monkeypatch, "RTX 4090", "sm89")
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
+    ready = RUNTIME.readiness()
+    assert ready.build
+    assert not ready.run
+    assert "engines do not run: cuda.bindings is not installed" in ready.reason
+    assert ready.device == "RTX 4090 (sm89)"
+
+
 def test_an_engine_for_other_devices_is_built_and_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     present(monkeypatch, "H100", "sm90")
     reason = RUNTIME._unrun(tmp_path, (Path(FILES[1]),), ENTRY["details"])  # type: ignore[arg-type]
