@@ -21,10 +21,9 @@ from toolkit.errors import MissingDependencyError, StageError
 
 HAS_CUDA = not cuda.missing()
 needs_cuda = pytest.mark.skipif(not HAS_CUDA, reason=f"cuda.bindings is not installed ({cuda.INSTALL})")
+ABSENT = {name for name in ("tensorrt_rtx", "tensorrt") if importlib.util.find_spec(name) is None}
 LIBRARIES = [
-    pytest.param(
-        name, marks=pytest.mark.skipif(importlib.util.find_spec(name) is None, reason=f"{name} is not installed")
-    )
+    pytest.param(name, marks=pytest.mark.skipif(name in ABSENT, reason=f"{name} is not installed"))
     for name in ("tensorrt_rtx", "tensorrt")
 ]
 CLASSES = {"_context": "IExecutionContext", "_engine": "ICudaEngine", "_runtime": "Runtime"}
