@@ -50,9 +50,10 @@ def cuda_calls() -> dict[str, set[int]]:
 
 def chains(module: Any, root: str) -> Iterator[list[str]]:
     """`trt.ILogger.ERROR` as [ILogger, ERROR], of every longest chain that begins with the name or attribute."""
-    inner = {id(node.value) for node in ast.walk(tree(module)) if isinstance(node, ast.Attribute)}
-    for node in ast.walk(tree(module)):
-        if not isinstance(node, ast.Attribute) or id(node) in inner:
+    attributes = [node for node in ast.walk(tree(module)) if isinstance(node, ast.Attribute)]
+    inner = [node.value for node in attributes]
+    for node in attributes:
+        if any(node is other for other in inner):
             continue
         parts: list[str] = []
         at: ast.expr = node
