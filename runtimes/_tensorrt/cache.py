@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtimes._tensorrt.memory import Buffer, Memory
-from runtimes._tensorrt.profiles import Shape
+from runtimes._tensorrt.profile_choice import Shape
 from toolkit.cache_names import present_of
 from toolkit.types import TensorSpec
 

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from runtimes._tensorrt.cache import ConcatCache, DeviceCache
 from runtimes._tensorrt.memory import Staging
-from runtimes._tensorrt.profiles import Shape
+from runtimes._tensorrt.profile_choice import Shape
 from runtimes._tensorrt.program import Program
 from toolkit.generation.rows import Rows
 from toolkit.generation.session_decoder import cache_inputs, step_feeds

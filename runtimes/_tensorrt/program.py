@@ -19,7 +19,7 @@ from runtimes._tensorrt.cuda import Cuda
 from runtimes._tensorrt.devices import Device
 from runtimes._tensorrt.errorlog import make_error_log
 from runtimes._tensorrt.memory import Memory
-from runtimes._tensorrt.profiles import Ranges, Shape, choose_profile
+from runtimes._tensorrt.profile_choice import Ranges, Shape, choose_profile
 from runtimes._tensorrt.replay import Replay
 from toolkit.errors import MissingDependencyError, StageError, UnsupportedError, UsageError
 from toolkit.types import DeviceMemory, TensorSpec

@@ -16,7 +16,7 @@ import onnxruntime as ort
 from onnx import numpy_helper
 
 from runtimes._onnxruntime.feeds import spec_of
-from runtimes._tensorrt.profiles import Ranges, Shape, choose_profile
+from runtimes._tensorrt.profile_choice import Ranges, Shape, choose_profile
 from toolkit.errors import StageError
 from toolkit.types import DeviceMemory
 

@@ -19,7 +19,7 @@ import onnxruntime as ort
 from host_program import HostMemory
 
 from runtimes._onnxruntime.feeds import spec_of
-from runtimes._tensorrt.profiles import Ranges
+from runtimes._tensorrt.profile_choice import Ranges
 
 
 class Error(enum.IntEnum):

@@ -14,7 +14,7 @@ from stand_in import CudaRuntime, TensorRT
 from runtimes import portable_session
 from runtimes._tensorrt.decoder import EngineDecoder
 from runtimes._tensorrt.devices import Device
-from runtimes._tensorrt.profiles import Ranges
+from runtimes._tensorrt.profile_choice import Ranges
 from runtimes._tensorrt.program import CUDA_GRAPHS, EngineProgram
 from runtimes._tensorrt.session import EngineSession
 from toolkit.errors import StageError, UnsupportedError, UsageError

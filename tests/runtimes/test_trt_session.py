@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtimes._tensorrt.memory import Buffer, Staging
-from runtimes._tensorrt.profiles import Ranges, choose_profile
+from runtimes._tensorrt.profile_choice import Ranges, choose_profile
 from runtimes._tensorrt.replay import Replay
 from runtimes._tensorrt.session import EngineSession
 from toolkit.errors import StageError, UsageError
