@@ -26,13 +26,14 @@ from numpy.typing import NDArray
 from toolkit.bench_process import Contender, Worker, load_average, physical_cores, start_worker
 from toolkit.errors import UsageError
 from toolkit.inputs import check_tensors
+from toolkit.types import DeviceMemory
 
 if TYPE_CHECKING:
     from toolkit.types import Dim, Tensors, TensorSpec
 
 __all__ = [
     "REST_SECONDS", "BenchReport", "Contender", "Ratio", "Result", "Settings", "bench", "bench_bundle", "label_of",
-    "sized_inputs", "turn_ratio",
+    "on_device", "sized_inputs", "turn_ratio",
 ]  # fmt: skip
 
 REST_SECONDS = 0.06
@@ -54,7 +55,8 @@ class Result:
 
     `memory` is the peak of resident memory less what was resident once the libraries were imported: weights
     (also those mapped from a file), compiled kernels, workspace. `peak` is that peak as a whole. `rounds_ms`
-    are the medians of its turns.
+    are the medians of its turns. `samples_per_second` is how many rows of the batch go through at the median time.
+    `device` is what it holds of a device's own memory, where it runs on one.
     """
 
     label: str
@@ -65,6 +67,8 @@ class Result:
     memory: int
     peak: int
     rounds_ms: tuple[float, ...]
+    samples_per_second: float
+    device: DeviceMemory | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +140,9 @@ def bench(
             for index, (contender, job) in enumerate(zip(contenders, jobs, strict=True))
         ]
         turns = _rounds(workers, settings)
-        results = tuple(_result(worker, turn) for worker, turn in zip(workers, turns, strict=True))
+        results = tuple(
+            _result(worker, turn, sizes.get("batch", 1)) for worker, turn in zip(workers, turns, strict=True)
+        )
         cosine = _cosines(*outputs) if len(outputs) == 2 else None
     ratio = turn_ratio(turns[1], turns[0]) if len(turns) == 2 else None
     return BenchReport(dict(sizes), threads, len(turns[0]) * RUNS_PER_TURN, load, results, ratio, cosine)
@@ -194,7 +200,7 @@ def _rounds(workers: Sequence[Worker], settings: Settings) -> list[list[list[flo
     return turns
 
 
-def _result(worker: Worker, turns: Sequence[Sequence[float]]) -> Result:
+def _result(worker: Worker, turns: Sequence[Sequence[float]], rows: int) -> Result:
     memory = worker.ask("memory")
     times = np.concatenate([np.asarray(turn) for turn in turns])
     return Result(
@@ -206,7 +212,14 @@ def _result(worker: Worker, turns: Sequence[Sequence[float]]) -> Result:
         memory=memory["peak"] - memory["imported"],
         peak=memory["peak"],
         rounds_ms=tuple(float(np.median(turn)) for turn in turns),
+        samples_per_second=1000 * rows / float(np.median(times)),
+        device=on_device(memory),
     )
+
+
+def on_device(memory: Mapping[str, Any]) -> DeviceMemory | None:
+    """What a worker says that it holds of a device's memory; None where it runs on none."""
+    return DeviceMemory(**memory["device"]) if memory["device"] else None
 
 
 def turn_ratio(slower: Sequence[Sequence[float]], faster: Sequence[Sequence[float]]) -> Ratio:

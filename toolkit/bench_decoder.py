@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from toolkit.bench import REST_SECONDS, Ratio, label_of, turn_ratio
+from toolkit.bench import REST_SECONDS, Ratio, label_of, on_device, turn_ratio
 from toolkit.bench_process import Contender, Worker, load_average, physical_cores, start_worker
 from toolkit.cache_names import is_past
 from toolkit.errors import UsageError
@@ -24,7 +24,7 @@ from toolkit.sessions import context_of, decoder_spec
 
 if TYPE_CHECKING:
     from toolkit.bundle.read import Bundle
-    from toolkit.types import TensorSpec
+    from toolkit.types import DeviceMemory, TensorSpec
 
 __all__ = ["DecoderReport", "DecoderResult", "DecoderSettings", "bench_decoder"]
 
@@ -49,7 +49,8 @@ class DecoderResult:
 
     `bytes_per_token` counts the weights' files as read once, the embedding's table too though a token needs one row
     of it, and the cache at its mean length; `bandwidth_share` is the part of the measured bandwidth that this makes
-    at the median time. `memory` and `peak` as in `toolkit.bench.Result`.
+    at the median time: None on a device, whose own memory's speed is not measured. `memory`, `peak` and `device` as in
+    `toolkit.bench.Result`.
     """
 
     label: str
@@ -61,9 +62,10 @@ class DecoderResult:
     memory: int
     peak: int
     bytes_per_token: int
-    bandwidth_share: float
+    bandwidth_share: float | None
     rounds_ttft_ms: tuple[float, ...]
     rounds_itl_ms: tuple[float, ...]
+    device: DeviceMemory | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,10 +172,10 @@ def _rounds(workers: Sequence[Worker], settings: DecoderSettings) -> list[list[M
 
 
 def _result(
-    worker: Worker, turns: Sequence[Mapping[str, Any]], memory: Mapping[str, int], bandwidth: float, read: int
+    worker: Worker, turns: Sequence[Mapping[str, Any]], memory: Mapping[str, Any], bandwidth: float, read: int
 ) -> DecoderResult:
     between = 1000 * np.concatenate([turn["next"] for turn in turns])
-    median = float(np.median(between))
+    median, device = float(np.median(between)), on_device(memory)
     return DecoderResult(
         label=worker.contender.label,
         ran_on=worker.ran_on,
@@ -184,9 +186,10 @@ def _result(
         memory=memory["peak"] - memory["imported"],
         peak=memory["peak"],
         bytes_per_token=read,
-        bandwidth_share=read / bandwidth / (median / 1000),
+        bandwidth_share=None if device else read / bandwidth / (median / 1000),
         rounds_ttft_ms=tuple(1000 * turn["first"] for turn in turns),
         rounds_itl_ms=tuple(1000 * float(np.median(turn["next"])) for turn in turns),
+        device=device,
     )
 
 

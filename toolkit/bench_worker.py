@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any, Protocol, cast
 
@@ -23,7 +24,7 @@ from toolkit.bundle.read import Bundle, open_bundle
 from toolkit.errors import ToolkitError, UnsupportedError, UsageError
 from toolkit.generation.generate import Generation, generate
 from toolkit.sessions import open_decoder, open_engine
-from toolkit.types import Decoder, Session
+from toolkit.types import Decoder, OnDevice, Session
 
 __all__ = ["main", "peak_rss", "pin", "read_bandwidth"]
 
@@ -32,9 +33,12 @@ _BANDWIDTH_BYTES = 256 << 20
 
 
 class _Work(Protocol):
-    """What a contender does when told to run; `ready` is what it says once it has loaded."""
+    """What a contender does when told to run; `ready` is what it says once it has loaded, `runs` what does it."""
 
     ready: dict[str, Any]
+
+    @property
+    def runs(self) -> Session | Decoder: ...
 
     def run(self, times: int) -> dict[str, Any]: ...
 
@@ -45,7 +49,7 @@ class _Batch:
     def __init__(self, job: Mapping[str, Any], session: Session) -> None:
         with np.load(job["inputs"], allow_pickle=False) as stored:
             self._inputs = {name: stored[name] for name in stored.files}
-        self._session = session
+        self.runs = session
         np.savez(job["outputs"], **cast("Any", session.run(self._inputs)))
         self.ready: dict[str, Any] = {"ran_on": session.ran_on}
 
@@ -55,7 +59,7 @@ class _Batch:
 
     def _timed(self) -> float:
         start = time.perf_counter()
-        self._session.run(self._inputs)
+        self.runs.run(self._inputs)
         return time.perf_counter() - start
 
 
@@ -63,7 +67,7 @@ class _Text:
     """Lets a language model continue the same tokens greedily; nothing ends it early. `facts` go into `ready`."""
 
     def __init__(self, job: Mapping[str, Any], decoder: Decoder, **facts: int) -> None:
-        self._decoder = decoder
+        self.runs = decoder
         self._prompt = np.array(job["tokens"], np.int64)
         self._settings = Generation(max_new_tokens=job["new_tokens"])
         self.ready: dict[str, Any] = {"ran_on": decoder.ran_on, "tokens": self._generated()[0], **facts}
@@ -79,7 +83,7 @@ class _Text:
 
     def _generated(self) -> tuple[list[int], list[float]]:
         tokens, moments = [], []
-        for event in generate(self._decoder, [self._prompt], self._settings):
+        for event in generate(self.runs, [self._prompt], self._settings):
             tokens.append(event.token)
             moments.append(time.perf_counter())
         return tokens, moments
@@ -191,7 +195,8 @@ def _obey(command: list[str], work: _Work, baseline: int, threads: int) -> dict[
         return work.run(int(command[1]))
     if command[0] == "bandwidth":
         return {"bandwidth": read_bandwidth(threads)}
-    return {"imported": baseline, "peak": peak_rss()}
+    device = asdict(work.runs.device_memory()) if isinstance(work.runs, OnDevice) else None
+    return {"imported": baseline, "peak": peak_rss(), "device": device}
 
 
 def _answer(answers: IO[str], value: Mapping[str, Any]) -> None:

@@ -44,6 +44,7 @@ _ONNXRUNTIMES = (
 _OPTIONAL = (
     "tensorrt-rtx-cu13",
     "tensorrt-cu13",
+    "cuda-bindings",
     "onnxruntime-gpu",
     "onnxruntime-openvino",
     "openvino",

@@ -7,13 +7,22 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from toolkit import plugins
-from toolkit.errors import UnsupportedError, UsageError
+from toolkit.errors import MissingDependencyError, UnsupportedError, UsageError
 
 if TYPE_CHECKING:
     from toolkit.bundle.read import Bundle
     from toolkit.types import Decoder, DecoderSpec, Session
 
-__all__ = ["ON_CPU", "context_of", "decoder_spec", "longest_chunk", "open_decoder", "open_engine", "open_graph"]
+__all__ = [
+    "ON_CPU",
+    "EngineOrGraph",
+    "context_of",
+    "decoder_spec",
+    "longest_chunk",
+    "open_decoder",
+    "open_engine",
+    "open_graph",
+]
 
 ON_CPU = "With --on-cpu the very graph it was built from runs on ONNX Runtime's CPU provider."
 
@@ -33,6 +42,35 @@ def open_graph(bundle: Bundle) -> Session:
     from runtimes import portable_session
 
     return portable_session(bundle.path(bundle.manifest.graph))
+
+
+class EngineOrGraph:
+    """Opens what a bundle is verified by: its engine where it runs here, else the graph it was built from.
+
+    An engine that was executed when it was exported is not replaced in silence: where it cannot run, opening raises
+    as `open_engine` does, unless `on_cpu` asks for the graph. Once opened, `executes` says which it was, and
+    `reason` why an engine that was only built did not run.
+    """
+
+    def __init__(self, bundle: Bundle, *, on_cpu: bool) -> None:
+        self._bundle, self._on_cpu = bundle, on_cpu
+        self.executes, self.reason = False, ""
+
+    def open(self) -> Session:
+        """The session; the caller closes it."""
+        status = self._bundle.manifest.engine.status
+        if self._on_cpu or status == "graph-only":
+            return open_graph(self._bundle)
+        try:
+            session = open_engine(self._bundle)
+        except (UnsupportedError, MissingDependencyError) as error:
+            if status == "executed":
+                raise
+            # Without what `open_engine` puts before the runtime's own words.
+            self.reason = str(error.__cause__ if isinstance(error.__cause__, UnsupportedError) else error)
+            return open_graph(self._bundle)
+        self.executes = True
+        return session
 
 
 def open_decoder(bundle: Bundle, *, limit: int, rows: int, on_cpu: bool = False, otherwise: str = ON_CPU) -> Decoder:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ __all__ = [
     "Calibration",
     "Decoder",
     "DecoderSpec",
+    "DeviceMemory",
     "Dim",
     "Engine",
     "EngineStatus",
@@ -29,6 +30,7 @@ __all__ = [
     "LoweredGraph",
     "ModelRequest",
     "ModelSpec",
+    "OnDevice",
     "PackedWeight",
     "QuantConfig",
     "QuantizedGraph",
@@ -358,6 +360,28 @@ class Decoder(Protocol):
 
     def close(self) -> None:
         """Free what is held."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceMemory:
+    """Bytes of a device's own memory: all that a session took, and of that the context and the tensors.
+
+    `total` is the fall of the device's free memory, weights and kernels among it; what other processes did meanwhile
+    is in it too. `context` is what the engine needs for activations, `buffers` are inputs, outputs and cache.
+    """
+
+    total: int
+    context: int
+    buffers: int
+
+
+@runtime_checkable
+class OnDevice(Protocol):
+    """What a session or decoder also is where its work lies in a device's own memory."""
+
+    def device_memory(self) -> DeviceMemory:
+        """What is held there now."""
         ...
 
 

@@ -10,19 +10,22 @@ from typing import Any
 
 from runtimes._tensorrt.architectures import refuse, suited
 from runtimes._tensorrt.compile import Limits, compile_engines
+from runtimes._tensorrt.cuda import missing
+from runtimes._tensorrt.decoder import EngineDecoder
 from runtimes._tensorrt.devices import devices, driver_version
 from runtimes._tensorrt.job import Job
 from runtimes._tensorrt.libraries import RTX, Builder, Library, choose
 from runtimes._tensorrt.lock import EngineLock, locked, write_lock
 from runtimes._tensorrt.lowering import lower_graph
 from runtimes._tensorrt.profiles import profiles_of
+from runtimes._tensorrt.program import EngineProgram
 from runtimes._tensorrt.rebuild import rebuild
 from runtimes._tensorrt.script import tool_command, write_script
 from runtimes._tensorrt.session import EngineSession
 from toolkit.compiled import BuiltEngine, Rebuild, describe_built
-from toolkit.errors import StageError, UnsupportedError
+from toolkit.errors import MissingDependencyError, StageError, UnsupportedError
 from toolkit.generation.session_decoder import SessionDecoder
-from toolkit.generation.static_cache import growing
+from toolkit.generation.static_cache import growing, has_static_cache
 from toolkit.types import (
     DEFAULT_OPTIONS,
     Decoder,
@@ -52,11 +55,12 @@ class TensorRT:
 
     def readiness(self) -> Readiness:
         """Builds where a library starts (TensorRT-RTX needs no GPU), runs where the driver shows a device."""
-        builder, (found, why) = self._builder, devices()
+        builder, (found, no_device) = self._builder, devices()
+        why = no_device or missing()
         device = f"{found[0].name} ({found[0].architecture})" if found else ""
         version = f"{builder.library} {builder.version}" if builder.library else ""
         reasons = [builder.reason, f"engines do not run: {why}" if why else ""]
-        runs = builder.library is not None and bool(found)
+        runs = builder.library is not None and not why
         return Readiness(builder.library is not None, runs, version, device, "; ".join(filter(None, reasons)))
 
     def lower(
@@ -127,9 +131,9 @@ class TensorRT:
         Raises UnsupportedError where there is no device or no file for it, MissingDependencyError without the
         library, StageError where the file does not load.
         """
-        return growing(self._open(folder, engine))
+        return growing(EngineSession(self._open(folder, engine)))
 
-    def _open(self, folder: Path, engine: Mapping[str, Any]) -> EngineSession:
+    def _open(self, folder: Path, engine: Mapping[str, Any]) -> EngineProgram:
         found, why = devices()
         names = {Path(file).stem.removeprefix("engine-"): file for file in engine["files"] if file.endswith(_PLAN)}
         if not names:
@@ -142,11 +146,14 @@ class TensorRT:
                 hint=f"The bundle has: {', '.join(names)}. Export again on this machine.",
             )
         library = engine.get("details", {}).get("library", RTX)
-        return EngineSession(folder / names[found[0].architecture], library, found[0])
+        return EngineProgram(folder / names[found[0].architecture], library, found[0])
 
     def decoder(self, folder: Path, engine: Mapping[str, Any], spec: DecoderSpec, *, limit: int, rows: int) -> Decoder:
-        """The engine with its cache fed back from each step to the next; raises as `session` does."""
-        session = growing(self._open(folder, engine))
+        """The engine with its cache on the device; raises as `session` does."""
+        program = self._open(folder, engine)
+        if not has_static_cache(program.inputs):
+            return EngineDecoder(program, spec, limit=limit, rows=rows)
+        session = growing(EngineSession(program))
         return SessionDecoder(session, session.inputs, spec, limit=limit, rows=rows)
 
     def _architectures(self, scheme: str, options: TargetOptions) -> tuple[str, ...]:
@@ -185,6 +192,8 @@ class TensorRT:
             self.session(folder, {"files": [str(file) for file in files], "details": details}).close()
         except UnsupportedError as error:
             return str(error)
+        except MissingDependencyError as error:
+            return f"{error} ({error.hint})"
         return ""
 
 

@@ -10,11 +10,22 @@ import pytest
 from click.testing import CliRunner
 from tiny_bundles import image_bundle, text_bundle
 
-from toolkit.bench import RUNS_PER_TURN, Contender, Settings, bench, bench_bundle, sized_inputs
+from toolkit import bench_worker, commands
+from toolkit.bench import (
+    RUNS_PER_TURN,
+    BenchReport,
+    Contender,
+    Result,
+    Settings,
+    bench,
+    bench_bundle,
+    on_device,
+    sized_inputs,
+)  # fmt: skip
 from toolkit.bench_worker import peak_rss, pin
 from toolkit.cli import main
 from toolkit.errors import StageError, UsageError
-from toolkit.types import Dim, TensorSpec
+from toolkit.types import DeviceMemory, Dim, TensorSpec
 
 FACTORY = """
 import torch
@@ -53,6 +64,8 @@ def test_two_bundles_run_in_turn_on_the_same_inputs(root):
         assert len(one.rounds_ms) == 2
         assert 0 < one.memory < one.peak
         assert "CPUExecutionProvider" in one.ran_on
+        assert one.samples_per_second == pytest.approx(3000 / one.median_ms)
+        assert one.device is None
     first, second = (np.array(one.rounds_ms) for one in report.results)
     assert report.ratio is not None
     assert report.ratio.median == pytest.approx(np.median(second / first))
@@ -116,6 +129,35 @@ def test_a_worker_that_dies_is_named_with_its_last_words(root, tmp_path, monkeyp
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="processors are pinned on Linux only")
+class OnSomeDevice:
+    """A session whose work lies in a device's own memory."""
+
+    ran_on = "a device"
+
+    def run(self, inputs):
+        return {"y": inputs["x"]}
+
+    def device_memory(self):
+        return DeviceMemory(total=3 << 20, context=2 << 20, buffers=1 << 10)
+
+    def close(self): ...
+
+
+def test_a_devices_own_memory_is_asked_for_and_told(tmp_path, capsys):
+    np.savez(tmp_path / "inputs.npz", x=np.ones(3))
+    job = {"inputs": tmp_path / "inputs.npz", "outputs": tmp_path / "outputs.npz"}
+    work = bench_worker._Batch(job, OnSomeDevice())
+    answer = json.loads(json.dumps(bench_worker._obey(["memory"], work, 0, 1)))
+    found = on_device(answer)
+    assert found == OnSomeDevice().device_memory()
+    assert on_device({**answer, "device": None}) is None
+    result = Result("engine", "a device", 1.0, 1.0, 1.0, 0, 0, (1.0,), 1000.0, found)
+    commands.bench._print(BenchReport({"batch": 1}, 1, 5, None, (result,)))
+    printed = capsys.readouterr().out
+    assert "engine holds 3.1 MB of the device's memory, of which 2.1 MB for activations and 1.0 kB" in printed
+    assert "1000.0" in printed
+
+
 def test_threads_pins_the_workers_to_that_many_processors(root):
     report = bench_bundle(root / "image", None, {}, Settings(runs=1, warmup=0, threads=1))
     assert report.threads == 1

@@ -504,8 +504,17 @@ def test_the_status_sentence_is_honest(
     place = tmp_path / "b"
     place.mkdir()
     write_bundle(place, contents(work, **engine), command=COMMAND)
-    sentence = describe_status(open_bundle(place), Linear.ran_on)
+    sentence = describe_status(open_bundle(place), Linear.ran_on, executes=False)
     assert all(word in sentence for word in words)
+
+
+def test_an_engine_that_runs_now_is_not_said_not_to_have_run(tmp_path: Path, work: Path) -> None:
+    place = tmp_path / "b"
+    place.mkdir()
+    write_bundle(place, contents(work, status="built", reason="no GPU there"), command=COMMAND)
+    sentence = describe_status(open_bundle(place), Linear.ran_on, executes=True)
+    assert "has run here now" in sentence
+    assert f"that of {Linear.ran_on}" in sentence
 
 
 def test_reading_a_bundle_loads_no_heavy_library(folder: Path) -> None:

@@ -124,12 +124,28 @@ def test_check_exits_6_when_the_gate_fails_and_says_which(bundles):
     assert answer("check", bundles["moved"], code=6)["passed"] is False
 
 
-def test_check_says_that_a_built_engine_did_not_run(bundles):
+def test_check_says_that_a_built_engine_did_not_run(bundles, monkeypatch):
+    class Elsewhere:
+        def session(self, folder, engine):
+            raise UnsupportedError("the driver shows no device")
+
+    monkeypatch.setattr(plugins, "runtime", lambda name: Elsewhere())
     result = toolkit("check", bundles["built"])
     assert result.exit_code == 0, result.output
     assert "has not run (no such device here)" in result.stdout
     assert "verified by their hash only" in result.stdout
+    assert "It did not run now either: the driver shows no device." in result.stdout
     assert answer("check", bundles["built"])["engine_status"] == "built"
+
+
+def test_check_measures_an_engine_that_was_built_elsewhere_and_runs_here(bundles):
+    result = toolkit("check", bundles["built"])
+    assert result.exit_code == 0, result.output
+    assert "has run here now" in result.stdout
+    assert "hash only" not in result.stdout
+    on_cpu = toolkit("check", bundles["built"], "--on-cpu")
+    assert "has not run" in on_cpu.stdout
+    assert "did not run now" not in on_cpu.stdout
 
 
 @pytest.mark.parametrize("name", ["engine.plan", "model.onnx.data", "test_data_set_0/input_0.pb"])

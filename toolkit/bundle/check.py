@@ -92,12 +92,17 @@ def require_unchanged(bundle: Bundle) -> None:
         )
 
 
-def describe_status(bundle: Bundle, ran_on: str) -> str:
+def describe_status(bundle: Bundle, ran_on: str, *, executes: bool) -> str:
     """One sentence on what drift was measured on: the engine itself, or the graph it was compiled from."""
     engine = bundle.manifest.engine
     why = f" ({engine.reason})" if engine.reason else ""
     if engine.status == "executed":
         return f"The engine by {engine.builder} was executed when it was exported; drift is that of {ran_on}."
+    if executes:
+        return (
+            f"The engine was compiled by {engine.builder} where it could not run; it has run here now, and drift is "
+            f"that of {ran_on}."
+        )
     if engine.status == "built":
         return (
             f"The engine was compiled by {engine.builder} but has not run{why}; "

@@ -102,13 +102,14 @@ def _print_batch(report: BenchReport) -> None:
         (
             (
                 one.label, one.ran_on, f"{one.median_ms:.2f}", f"{one.p90_ms:.2f}", f"{one.min_ms:.2f}",
-                console.byte_size(one.memory),
+                f"{one.samples_per_second:.1f}", console.byte_size(one.memory),
             )
             for one in report.results
         ),
-        "contender", "ran on", ">median ms", ">p90", ">min", ">memory",
+        "contender", "ran on", ">median ms", ">p90", ">min", ">samples/s", ">memory",
         title=f"{sizes}; {report.runs} runs each, {report.threads} threads",
     )  # fmt: skip
+    _print_device_memory(report)
     if report.ratio:
         first, second = report.results
         ratio = report.ratio
@@ -129,7 +130,7 @@ def _print_decoder(report: DecoderReport) -> None:
             (
                 one.label, one.ran_on, f"{one.ttft_ms:.1f}", f"{one.itl_ms:.2f}", f"{one.itl_p90_ms:.2f}",
                 f"{one.tokens_per_second:.1f}", console.byte_size(one.memory), console.byte_size(one.bytes_per_token),
-                f"{one.bandwidth_share:.0%}",
+                "-" if one.bandwidth_share is None else f"{one.bandwidth_share:.0%}",
             )
             for one in report.results
         ),
@@ -141,6 +142,7 @@ def _print_decoder(report: DecoderReport) -> None:
     click.echo(
         f"measured bandwidth: {report.bandwidth / 1e9:.1f} GB/s (numpy's maximum of float32, {report.threads} threads)"
     )
+    _print_device_memory(report)
     if report.ttft_ratio and report.itl_ratio:
         first, second = report.results
         click.echo(
@@ -149,6 +151,18 @@ def _print_decoder(report: DecoderReport) -> None:
             "tokens are the same before they first differ"
         )
     _warn_of_load(report)
+
+
+def _print_device_memory(report: BenchReport | DecoderReport) -> None:
+    from toolkit.console import byte_size
+
+    for one in report.results:
+        if one.device:
+            click.echo(
+                f"{one.label} holds {byte_size(one.device.total)} of the device's memory, of which "
+                f"{byte_size(one.device.context)} for activations and {byte_size(one.device.buffers)} for inputs, "
+                "outputs and cache"
+            )
 
 
 def _spread(ratio: Ratio) -> str:

@@ -33,10 +33,10 @@ def command(
 ) -> None:
     """Verify a bundle again from its own files: hashes, golden inputs, drift gates.
 
-    Needs no PyTorch and no network. An engine that was built for a device but never run has its hash verified,
-    and the graph it was built from is measured on ONNX Runtime. Exit code 6 if a gate fails. With --rebuild, engines
-    are compiled again from the bundle's own graph as engine.lock.json says: exit code 5 if one has other bytes, 4 if
-    that version of the library is not here.
+    Needs no PyTorch and no network. An engine that was built elsewhere is measured itself where it runs here; where
+    it does not, its hash is verified and the graph it was built from is measured on ONNX Runtime. Exit code 6 if a
+    gate fails. With --rebuild, engines are compiled again from the bundle's own graph as engine.lock.json says: exit
+    code 5 if one has other bytes, 4 if that version of the library is not here.
     """
     if rebuild:
         if on_cpu:
@@ -85,16 +85,17 @@ def _check(bundle: Path, on_cpu: bool, as_json: bool) -> None:
     from toolkit.bundle.check import check, describe_status
     from toolkit.bundle.read import open_bundle
     from toolkit.drift.gates import raise_if_failed
-    from toolkit.sessions import open_engine, open_graph
+    from toolkit.sessions import EngineOrGraph
 
     opened = open_bundle(bundle)
-    status = opened.manifest.engine.status
-    executes = status == "executed" and not on_cpu
-    report = check(opened, lambda: open_engine(opened) if executes else open_graph(opened))
+    choice = EngineOrGraph(opened, on_cpu=on_cpu)
+    report = check(opened, choice.open)
     ran_on = report.stages[-1].ran_on
-    told = describe_status(opened, ran_on)
-    if not executes and status == "built":
+    told = describe_status(opened, ran_on, executes=choice.executes)
+    if not choice.executes and opened.manifest.engine.status == "built":
         told += " The engine's own bytes were verified by their hash only."
+        if choice.reason and choice.reason not in opened.manifest.engine.reason:
+            told += f" It did not run now either: {choice.reason}."
     if as_json:
         _print_json(opened, report, told, ran_on)
     else:

@@ -68,9 +68,12 @@ class Rows:
         """All logits [rows, S, V], or those after each row's last real token [rows, V]."""
         if every:
             return logits
-        last = np.zeros_like(lengths) if self._spec.last_logits else lengths - 1
-        answer: NDArray[np.float32] = logits[np.arange(len(logits)), last]
+        answer: NDArray[np.float32] = logits[np.arange(len(logits)), self._last(lengths)]
         return answer
+
+    def _last(self, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Which of a step's logits belong to each row's last real token."""
+        return np.zeros_like(lengths) if self._spec.last_logits else lengths - 1
 
 
 def positions(before: NDArray[np.int64], lengths: NDArray[np.int64], steps: int) -> NDArray[np.int64]:

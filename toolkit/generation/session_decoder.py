@@ -20,7 +20,7 @@ from toolkit.errors import StageError
 from toolkit.generation.rows import Rows, positions
 from toolkit.types import DecoderSpec, Session, TensorSpec
 
-__all__ = ["SessionDecoder"]
+__all__ = ["SessionDecoder", "cache_inputs", "step_feeds"]
 
 
 class SessionDecoder(Rows):
@@ -38,12 +38,7 @@ class SessionDecoder(Rows):
         self.ran_on = session.ran_on
         self._session = session
         self._names = {item.name for item in inputs}
-        self._caches = {item.name: item for item in inputs if is_past(item.name)}
-        if len(self._caches) != 2 * spec.layers:
-            raise StageError(
-                "session", f"the graph has {len(self._caches)} cache inputs for {spec.layers} layers",
-                hint="Export the model again: a decoder's graph has past_key_values.N.key and .value for each layer.",
-            )  # fmt: skip
+        self._caches = {item.name: item for item in cache_inputs(inputs, spec)}
         self.start(rows)
 
     def start(self, rows: int) -> None:
@@ -78,18 +73,39 @@ class SessionDecoder(Rows):
         self, tokens: NDArray[np.int64], lengths: NDArray[np.int64]
     ) -> tuple[NDArray[np.float32], dict[str, NDArray[Any]]]:
         """Logits and presents of tokens behind the past."""
-        before, columns = self._lengths, next(iter(self._past.values())).shape[2]
-        steps = np.arange(tokens.shape[1])
-        held = np.arange(columns) >= columns - before[:, None]
-        feeds: dict[str, NDArray[Any]] = {
-            "input_ids": tokens,
-            "attention_mask": np.concatenate([held, steps < lengths[:, None]], axis=1).astype(np.int64),
-            "position_ids": positions(before, lengths, tokens.shape[1]),
-            **self._past,
-        }
+        columns = next(iter(self._past.values())).shape[2]
+        feeds = {**step_feeds(tokens, self._lengths, lengths, columns), **self._past}
         outputs = self._session.run({name: array for name, array in feeds.items() if name in self._names})
         presents = {name: outputs[present_of(name)] for name in self._past}
         return outputs["logits"].astype(np.float32, copy=False), presents
+
+
+def cache_inputs(inputs: Sequence[TensorSpec], spec: DecoderSpec) -> tuple[TensorSpec, ...]:
+    """The inputs that are past keys and values, two a layer. Raises StageError for another number of them."""
+    caches = tuple(item for item in inputs if is_past(item.name))
+    if len(caches) != 2 * spec.layers:
+        raise StageError(
+            "session", f"the graph has {len(caches)} cache inputs for {spec.layers} layers",
+            hint="Export the model again: a decoder's graph has past_key_values.N.key and .value for each layer.",
+        )  # fmt: skip
+    return caches
+
+
+def step_feeds(
+    tokens: NDArray[np.int64], before: NDArray[np.int64], lengths: NDArray[np.int64], columns: int
+) -> dict[str, NDArray[np.int64]]:
+    """What goes in beside a cache of P = `columns` positions, all int64.
+
+    Tokens and positions are [rows, S], the mask is [rows, P + S]. Row r has its `before[r]` positions in the last
+    columns of the past, and `lengths[r]` new tokens.
+    """
+    steps = np.arange(tokens.shape[1])
+    held = np.arange(columns) >= columns - before[:, None]
+    return {
+        "input_ids": tokens,
+        "attention_mask": np.concatenate([held, steps < lengths[:, None]], axis=1).astype(np.int64),
+        "position_ids": positions(before, lengths, tokens.shape[1]),
+    }
 
 
 def _empty(item: TensorSpec, rows: int) -> tuple[int, int, int, int]:
