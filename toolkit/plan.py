@@ -13,7 +13,7 @@ from toolkit import plugins
 from toolkit.drift.gates import parse_gate
 from toolkit.errors import UnsupportedError, UsageError
 from toolkit.recipe import tuned
-from toolkit.target import Target, parse_target
+from toolkit.target import Target, parse_target, schemes_for
 from toolkit.types import DEFAULT_OPTIONS, Dim, Gate, Kind, ModelSpec, QuantConfig, TargetOptions
 
 __all__ = ["Plan", "Request", "plan"]
@@ -110,6 +110,7 @@ def plan(request: Request) -> Plan:
     for target in targets:
         _check_kind("runtimes", "runtime", target.runtime, spec.kind)
         _check_kind("quantize.schemes", "scheme", target.scheme, spec.kind)
+        _check_pair(target, spec.kind)
         if request.recipe:
             the_plan.recipe(target)
     return the_plan
@@ -121,6 +122,15 @@ def _check_kind(group: plugins.Group, word: str, name: str, kind: Kind) -> None:
     if kind not in kinds:
         raise UnsupportedError(
             f"{word} '{name}' does not take models of kind '{kind}'", hint=f"{name} takes: {', '.join(kinds)}."
+        )
+
+
+def _check_pair(target: Target, kind: Kind) -> None:
+    schemes = schemes_for(target.runtime, kind)
+    if target.scheme not in schemes:
+        raise UnsupportedError(
+            f"runtime '{target.runtime}' does not take scheme '{target.scheme}' for models of kind '{kind}'",
+            hint=f"For these {target.runtime} takes: {', '.join(schemes)}.",
         )
 
 

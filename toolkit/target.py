@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from toolkit.errors import UnsupportedError, UsageError
-from toolkit.plugins import listing, nearest
+from toolkit.plugins import find, listing, nearest
 
-__all__ = ["Target", "all_targets", "parse_target"]
+if TYPE_CHECKING:
+    from toolkit.types import Kind
+
+__all__ = ["Target", "all_targets", "parse_target", "schemes_for"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,12 +25,29 @@ class Target:
         return f"{self.runtime}-{self.scheme}"
 
 
-def all_targets() -> tuple[Target, ...]:
-    """Every runtime with every scheme that it declares."""
+def all_targets(kind: Kind | None = None) -> tuple[Target, ...]:
+    """Every runtime with every scheme that it declares; with `kind` only those that take such models."""
     return tuple(
         Target(name, scheme)
         for name, entry in listing("runtimes").items()
-        for scheme in entry.literals.get("SCHEMES", ())
+        for scheme in (entry.literals.get("SCHEMES", ()) if kind is None else schemes_for(name, kind))
+    )
+
+
+def schemes_for(runtime: str, kind: Kind) -> tuple[str, ...]:
+    """The schemes with which a runtime takes models of this kind.
+
+    A runtime lists the kinds that it takes in `KINDS`, a scheme too, and a runtime that takes some scheme for some
+    kinds only says so in `SCHEME_KINDS`; what lists none takes all.
+    """
+    literals, schemes = find("runtimes", runtime).literals, listing("quantize.schemes")
+    if kind not in literals.get("KINDS", (kind,)):
+        return ()
+    limits = literals.get("SCHEME_KINDS", {})
+    return tuple(
+        scheme
+        for scheme in literals.get("SCHEMES", ())
+        if kind in limits.get(scheme, (kind,)) and kind in schemes[scheme].literals.get("KINDS", (kind,))
     )
 
 

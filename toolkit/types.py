@@ -420,7 +420,8 @@ class Runtime(Protocol):
     """A runtime: one folder in `runtimes/`, exposing an instance as `RUNTIME`.
 
     Its `__init__.py` also holds literals that listing reads without importing it: `SCHEMES`, `KINDS`, and `OPTIONS`,
-    the options of `toolkit export` that it takes, as `arch`.
+    the options of `toolkit export` that it takes, as `arch`. `SCHEME_KINDS` gives the kinds of a scheme that it takes
+    for some only.
     """
 
     def readiness(self) -> Readiness:

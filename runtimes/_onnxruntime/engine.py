@@ -20,14 +20,14 @@ _PROMPT = 8
 BUILDER = f"onnxruntime {ort.__version__}"
 
 
-def executed_engine(graph: LoweredGraph, session: OrtSession) -> Engine:
+def executed_engine(graph: LoweredGraph, session: OrtSession, details: Mapping[str, Any] | None = None) -> Engine:
     """Run the session once on zeros of the spec's tuned shapes and answer the engine, status `executed`.
 
-    Raises StageError where ONNX Runtime cannot run it.
+    `details` are kept beside what the run tells. Raises StageError where ONNX Runtime cannot run it.
     """
     session.run(zero_inputs(graph.spec))
-    details = {"ran_on": session.ran_on, "bytes": sum(path.stat().st_size for path in _paths(graph))}
-    return Engine(graph, "executed", BUILDER, files_of(graph), details=details)
+    told = {"ran_on": session.ran_on, "bytes": sum(path.stat().st_size for path in _paths(graph))}
+    return Engine(graph, "executed", BUILDER, files_of(graph), details={**(details or {}), **told})
 
 
 def files_of(graph: LoweredGraph) -> tuple[Path, ...]:

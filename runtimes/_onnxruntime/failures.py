@@ -9,7 +9,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from toolkit.errors import StageError
 
-__all__ = ["MEANINGS", "as_stage_error"]
+__all__ = ["FAILURES", "MEANINGS", "as_stage_error"]
 
 MEANINGS: Mapping[type[Exception], str] = {
     state.DeviceReset: "the device was reset; run it again",
@@ -30,15 +30,19 @@ MEANINGS: Mapping[type[Exception], str] = {
 }
 """Every exception class of ONNX Runtime and what it means for the reader."""
 
+FAILURES: tuple[type[Exception], ...] = (*MEANINGS, RuntimeError, ValueError)
+"""Also what its Python binding raises where a GPU provider or an option of it does not do."""
+_UNKNOWN = "the execution provider or one of its options does not do here; `toolkit doctor` says what works"
+
 
 @contextmanager
 def as_stage_error(stage: str, subject: str) -> Iterator[None]:
     """Raise StageError, `from` the original, for whatever ONNX Runtime raises inside the block."""
     try:
         yield
-    except tuple(MEANINGS) as error:
+    except FAILURES as error:
         detail = " ".join(str(error).split())
-        raise StageError(stage, f"{subject}: {detail}", hint=_sentence(MEANINGS[type(error)])) from error
+        raise StageError(stage, f"{subject}: {detail}", hint=_sentence(MEANINGS.get(type(error), _UNKNOWN))) from error
 
 
 def _sentence(text: str) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,51 +22,64 @@ from runtimes._onnxruntime.saturation import int8_products_saturate, quantizes_a
 from toolkit.errors import StageError, UnsupportedError, UsageError
 from toolkit.types import Tensors
 
-__all__ = ["CPU", "OrtSession", "physical_cores"]
+__all__ = ["CPU", "Chain", "OrtSession", "physical_cores"]
 
 CPU = "CPUExecutionProvider"
 
+Chain = Sequence[tuple[str, Mapping[str, str]]]
+"""Providers with their options, each before what takes the nodes that it leaves."""
+
 _COMPUTE = frozenset(
-    {"Attention", "Conv", "Gelu", "Gemm", "LayerNormalization", "MatMul", "MultiHeadAttention", "Softmax"}
-)
+    {
+        "Attention", "BiasGelu", "Conv", "DequantizeLinear", "Erf", "FastGelu", "FusedConv", "FusedMatMul",
+        "GatherBlockQuantized", "Gelu", "Gemm", "GroupQueryAttention", "LayerNormalization", "MatMul", "MatMulInteger",
+        "MatMulNBits", "MultiHeadAttention", "QuantizeLinear", "RMSNormalization", "RotaryEmbedding", "Sigmoid",
+        "SimplifiedLayerNormalization", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "Softmax", "Tanh",
+    }
+)  # fmt: skip
 
 
 class OrtSession:
-    """A graph file on one execution provider.
+    """A graph file on one execution provider, or on several of which each takes what those before it leave.
 
     `threads` is the number of intra-op threads (default: physical cores this process may use); workers spin,
     which is worth a sixth of the speed. Weights are memory-mapped by ONNX Runtime from the file beside the graph.
     Number types that the CPU provider lacks are emulated in float32, which `ran_on` says.
-    Raises UnsupportedError where this build lacks the provider, StageError where the graph is refused or
-    the work would land on another provider than `provider`.
+    `strict` refuses even arithmetic on shapes on the CPU. Raises UnsupportedError where this build lacks a provider,
+    StageError where the graph is refused, or the first provider does not start, or work would land outside the chain.
     """
 
     def __init__(
         self,
         path: Path,
-        provider: str = CPU,
+        chain: Chain = ((CPU, {}),),
         *,
-        provider_options: Mapping[str, str] | None = None,
+        strict: bool = False,
         threads: int | None = None,
     ) -> None:
-        _check_request(path, provider, threads)
+        names = [name for name, _ in chain]
+        _check_request(path, names, threads)
         self._subject = path.name
-        options = _options(provider, threads)
+        options = _options(names[0], threads)
+        if strict:
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         held = contents(path)
         called = held.operators
         if quantizes_activations(called) and int8_products_saturate():
             options.add_session_config_entry("session.x64quantprecision", "1")
-        own = register_kernels(options, called) if provider == CPU else ""
-        chain = [(provider, dict(provider_options or {}))]
-        emulation = what_is_emulated(held.dtypes) if provider == CPU else ""
+        own = register_kernels(options, called) if names[0] == CPU else ""
+        providers = [(name, dict(given)) for name, given in chain]
+        emulation = what_is_emulated(held.dtypes) if names[0] == CPU else ""
         with as_stage_error("session", f"cannot open {path}"):
             source: str | bytes = str(path)
             if emulation:
                 options.add_session_config_entry(WEIGHTS_FOLDER, str(path.parent.resolve()))
                 source = emulated(path, held.dtypes)
-            self._session: Any = ort.InferenceSession(source, options, providers=chain)
-        self._session.disable_fallback()
-        _refuse_other_provider(self._session, provider)
+            # Without this the binding prints the failure of a GPU provider and opens the graph on the CPU instead.
+            self._session: Any = ort.InferenceSession(source, options, providers=providers, enable_fallback=0)
+        _refuse_other_provider(self._session, names)
+        self.placement = _placement(self._session) if names[0] != CPU else {}
+        """Nodes by the provider that took them, as ONNX Runtime tells; nothing for a session on the CPU."""
         self.inputs = tuple(spec_of(argument) for argument in self._session.get_inputs())
         self.outputs = tuple(spec_of(argument) for argument in self._session.get_outputs())
         self.metadata: Mapping[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
@@ -111,11 +125,11 @@ def physical_cores() -> int:
     return max(1, min(psutil.cpu_count(logical=False) or allowed, allowed))
 
 
-def _check_request(path: Path, provider: str, threads: int | None) -> None:
+def _check_request(path: Path, names: Sequence[str], threads: int | None) -> None:
     available = ort.get_available_providers()
-    if provider not in available:
+    if missing := [name for name in names if name not in available]:
         raise UnsupportedError(
-            f"this build of onnxruntime {ort.__version__} has no {provider}",
+            f"this build of onnxruntime {ort.__version__} has no {missing[0]}",
             hint=f"It has: {', '.join(available)}. `toolkit doctor` says what to install.",
         )
     if threads is not None and threads < 1:
@@ -133,29 +147,36 @@ def _options(provider: str, threads: int | None) -> ort.SessionOptions:
     return options
 
 
-def _refuse_other_provider(session: Any, provider: str) -> None:
+def _refuse_other_provider(session: Any, names: Sequence[str]) -> None:
     """Providers fall back to the CPU in silence: as a whole, or node by node.
 
-    `session.disable_cpu_ep_fallback` is too strict for whole models: ONNX Runtime itself puts the arithmetic on
-    shapes on the CPU. So every heavy node is checked instead.
+    `session.disable_cpu_ep_fallback` is too strict for the CUDA provider and models of dynamic shape: ONNX Runtime
+    itself puts their arithmetic on shapes on the CPU (onnxruntime#17930). So every heavy node is checked as well.
     """
     actual = session.get_providers()[0]
-    if actual != provider:
+    if actual != names[0]:
         raise StageError(
             "session",
-            f"asked for {provider}, but ONNX Runtime fell back to {actual}",
+            f"asked for {names[0]}, but ONNX Runtime fell back to {actual}",
             hint="`toolkit doctor` says why the provider does not start.",
         )
-    strays = [] if provider == CPU else sorted(_heavy_nodes_elsewhere(session, provider))
+    strays = [] if names[0] == CPU else sorted(_heavy_nodes_elsewhere(session, names))
     if strays:
         raise StageError(
             "session",
-            f"{len(strays)} nodes would not run on {provider}: {', '.join(strays[:5])}",
+            f"{len(strays)} nodes would not run on {' or '.join(names)}: {', '.join(strays[:5])}",
             hint="Install a newer onnxruntime build: this one has no kernel for them.",
         )
 
 
-def _heavy_nodes_elsewhere(session: Any, provider: str) -> Iterable[str]:
+def _heavy_nodes_elsewhere(session: Any, names: Sequence[str]) -> Iterable[str]:
     for part in session.get_provider_graph_assignment_info():
-        if part.ep_name != provider:
+        if part.ep_name not in names:
             yield from (f"{node.op_type} {node.name}" for node in part.get_nodes() if node.op_type in _COMPUTE)
+
+
+def _placement(session: Any) -> dict[str, int]:
+    placed: Counter[str] = Counter()
+    for part in session.get_provider_graph_assignment_info():
+        placed[part.ep_name] += len(part.get_nodes())
+    return dict(placed)

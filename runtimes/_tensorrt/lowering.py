@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx_ir as ir
-from onnx_ir.passes.common import InlinePass, RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
+from onnx_ir.passes.common import RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
 
 from runtimes._tensorrt.preflight import check
 from runtimes._tensorrt.rules.attention import lower_attention
+from runtimes._tensorrt.rules.biases import fold_biases
+from runtimes._tensorrt.rules.byte_inputs import cast_byte_inputs
+from runtimes._tensorrt.rules.functions import inline_functions
 from runtimes._tensorrt.rules.half import half_elsewhere
+from runtimes._tensorrt.rules.opset import lower_opset
+from runtimes._tensorrt.rules.signed import sign_quantization
 from toolkit.errors import StageError
 from toolkit.hashing import data_path, graph_sha256
 from toolkit.types import DEFAULT_OPTIONS, LoweredGraph, QuantizedGraph, Samples, Step, TargetOptions
@@ -19,8 +24,6 @@ __all__ = ["GRAPH_FILE", "lower_graph", "lower_model"]
 
 GRAPH_FILE = "model.onnx"
 
-_RULES: tuple[Callable[[ir.Model], list[Step]], ...] = (half_elsewhere, lower_attention)
-
 
 def lower_graph(
     graph: QuantizedGraph,
@@ -28,9 +31,13 @@ def lower_graph(
     runtime: str,
     samples: Samples | None = None,
     options: TargetOptions = DEFAULT_OPTIONS,
+    *,
+    tensorrt10: bool = False,
 ) -> LoweredGraph:
     """Write `model.onnx`, weights beside it, into `folder`; weights that no rule touches are streamed.
 
+    `tensorrt10` keeps to what TensorRT 10's parser takes from 10.6 on: decomposed attention and opset 22.
+    It leaves the precisions as they are, for a network that is weakly typed.
     Raises UnsupportedError that names nodes which TensorRT would refuse or misread, StageError where the graph
     cannot be read or written.
     """
@@ -41,20 +48,26 @@ def lower_graph(
         model = ir.load(graph.path)
     except Exception as error:  # protobuf and onnx_ir share no base class for a bad file
         raise StageError("lower", f"cannot read {graph.path}: {error}", hint="Export the model again.") from error
-    steps = lower_model(model)
+    steps = lower_model(model, options.architectures, tensorrt10=tensorrt10)
     _write(model, path)
     return LoweredGraph(path, graph_sha256(path), graph.spec, (*graph.steps, *steps), graph.scheme, runtime)
 
 
-def lower_model(model: ir.Model) -> list[Step]:
+def lower_model(model: ir.Model, architectures: Sequence[str] = (), *, tensorrt10: bool = False) -> list[Step]:
     """Rewrite the model in place. Raises UnsupportedError where TensorRT would refuse or misread the result."""
-    steps = [step for rule in _RULES for step in rule(model)]
-    if model.functions:
-        InlinePass()(model)
+    steps = [
+        *cast_byte_inputs(model),
+        *sign_quantization(model),
+        *fold_biases(model),
+        # The network that ONNX Runtime hands to TensorRT 10 is weakly typed: its builder chooses half precision.
+        *([] if tensorrt10 else half_elsewhere(model)),
+        *lower_attention(model, decomposed=tensorrt10),
+        *inline_functions(model),
+    ]
     RemoveUnusedNodesPass()(model)
     RemoveUnusedOpsetsPass()(model)
-    check(model)
-    return steps
+    steps += lower_opset(model) if tensorrt10 else []
+    return [*steps, *check(model, architectures)]
 
 
 def _write(model: ir.Model, path: Path) -> None:

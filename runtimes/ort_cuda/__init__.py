@@ -1,19 +1,18 @@
-"""ONNX Runtime on an NVIDIA GPU: fused attention in fp32 or fp16, int4 weights; refuses to fall back to the CPU."""
+"""ONNX Runtime on an NVIDIA GPU: fused attention in fp32 or fp16, int4 or int8 weights; refuses to fall back."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import onnxruntime as ort
-
+from runtimes._onnxruntime.cuda_options import CudaOptions
 from runtimes._onnxruntime.decoder import open_decoder
-from runtimes._onnxruntime.engine import BUILDER, executed_engine, files_of, graph_file
+from runtimes._onnxruntime.engine import graph_file
+from runtimes._onnxruntime.gpu import CUDA
+from runtimes._onnxruntime.gpu_engine import OPTIONS_ENTRY, build_on_gpu, readiness_of, recorded, refuse_without
 from runtimes._onnxruntime.session import OrtSession
-from runtimes.ort_cuda.device import CUDA, cuda_blocker, cuda_devices
-from toolkit.errors import UnsupportedError
 from toolkit.types import (
     DEFAULT_OPTIONS,
     Decoder,
@@ -27,42 +26,24 @@ from toolkit.types import (
     TargetOptions,
 )
 
-__all__ = ["KINDS", "RUNTIME", "SCHEMES", "CudaOptions", "OrtCuda"]
+__all__ = ["KINDS", "RUNTIME", "SCHEMES", "SCHEME_KINDS", "CudaOptions", "OrtCuda"]
 
-SCHEMES = ("fp32", "fp16", "int4")
+SCHEMES = ("fp32", "fp16", "int8", "int4")
 KINDS = ("encoder", "vision", "decoder", "module")
-
-
-@dataclass(frozen=True, slots=True)
-class CudaOptions:
-    """Options of the CUDA provider, by ONNX Runtime's own names.
-
-    `gpu_mem_limit` is in bytes, 0 for none. TF32 is off, so that fp32 means fp32.
-    """
-
-    device_id: int = 0
-    gpu_mem_limit: int = 0
-    use_tf32: bool = False
-    arena_extend_strategy: Literal["kNextPowerOfTwo", "kSameAsRequested"] = "kSameAsRequested"
-    cudnn_conv_algo_search: Literal["EXHAUSTIVE", "HEURISTIC", "DEFAULT"] = "HEURISTIC"
-
-    def as_strings(self) -> dict[str, str]:
-        """What ONNX Runtime takes: every value as text, booleans as 0 and 1, no limit left out."""
-        given = {name: str(int(value) if isinstance(value, bool) else value) for name, value in asdict(self).items()}
-        return {name: text for name, text in given.items() if (name, text) != ("gpu_mem_limit", "0")}
+SCHEME_KINDS = {"int8": ("decoder",)}
+"""A language model's int8 is in its weights, which `MatMulNBits` reads. CUDA has no kernel for a Linear between
+Q and DQ: it would be dequantized and run in fp32, slower than fp16."""
 
 
 @dataclass(frozen=True, slots=True)
 class OrtCuda:
     """The runtime `ort-cuda`. The engine is the lowered graph, which can be written without a GPU."""
 
-    options: CudaOptions = CudaOptions()
+    options: CudaOptions = field(default_factory=CudaOptions)
 
     def readiness(self) -> Readiness:
         """Ready where the build has CUDA, the driver counts a GPU, and a session really starts on it."""
-        reason = cuda_blocker()
-        device = "" if reason else f"{cuda_devices()} CUDA GPU, device {self.options.device_id}"
-        return Readiness(not reason, not reason, f"onnxruntime {ort.__version__}", device, reason)
+        return readiness_of(CUDA, self.options.device_id)
 
     def lower(
         self,
@@ -79,14 +60,8 @@ class OrtCuda:
 
     def build(self, graph: LoweredGraph, options: TargetOptions = DEFAULT_OPTIONS) -> Engine:
         """Open and run the graph on the GPU; without one the engine is `graph-only` and carries the reason."""
-        reason = cuda_blocker()
-        if reason:
-            return Engine(graph, "graph-only", BUILDER, files_of(graph), reason=reason)
-        session = self._open(graph.path)
-        try:
-            return executed_engine(graph, session)
-        finally:
-            session.close()
+        details = {OPTIONS_ENTRY: {CUDA: self.options.as_strings()}}
+        return build_on_gpu(graph, CUDA, details, lambda: self._open(graph.path, self.options))
 
     def session(self, folder: Path, engine: Mapping[str, Any]) -> Session:
         """Open the engine's graph on the GPU. Raises UnsupportedError with the reason where there is none."""
@@ -97,13 +72,12 @@ class OrtCuda:
         return open_decoder(self._session(folder, engine), spec, limit=limit, rows=rows)
 
     def _session(self, folder: Path, engine: Mapping[str, Any]) -> OrtSession:
-        reason = cuda_blocker()
-        if reason:
-            raise UnsupportedError(f"ort-cuda cannot run here: {reason}", hint="`ort-cpu` runs everywhere.")
-        return self._open(graph_file(folder, engine))
+        options = recorded(CudaOptions, engine, self.options)
+        refuse_without(CUDA, "ort-cuda")
+        return self._open(graph_file(folder, engine), options)
 
-    def _open(self, path: Path) -> OrtSession:
-        return OrtSession(path, CUDA, provider_options=self.options.as_strings())
+    def _open(self, path: Path, options: CudaOptions) -> OrtSession:
+        return OrtSession(path, [(CUDA, options.as_strings())])
 
 
 RUNTIME = OrtCuda()

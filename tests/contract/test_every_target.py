@@ -19,6 +19,7 @@ from toolkit.pipeline import export
 from toolkit.plan import Request, plan
 from toolkit.plugins import listing
 from toolkit.target import all_targets, parse_target
+from toolkit.types import Kind
 
 SIZES: dict[str, Any] = {
     "hidden_size": 64,
@@ -98,7 +99,7 @@ TRT_ONCE = ("trt-fp32", "trt-fp16", "trt-int8", "trt-rtx-fp16", "trt-rtx-bf16", 
 TRT_DECODER = ("trt-fp16", "trt-int4", "trt-rtx-fp8", "trt-rtx-nvfp4")
 
 
-def targets_of(kind: str) -> list[str]:
+def targets_of(kind: Kind) -> list[str]:
     """All targets, less those whose TensorRT build would repeat another's: compiling takes most of the suite's time.
 
     Here both runtimes compile by the same library, so every scheme is built for one of them. A language model is
@@ -106,13 +107,7 @@ def targets_of(kind: str) -> list[str]:
     out; int4 of the others differs from their fp16 in the weights alone.
     """
     once = TRT_DECODER if kind == "decoder" else TRT_ONCE
-    dynamic = kind != "decoder"
-    names = [str(target) for target in all_targets()]
-    return [
-        name
-        for name in names
-        if (name in once or not name.startswith("trt")) and (dynamic or not name.endswith("-int8-dynamic"))
-    ]
+    return [name for name in map(str, all_targets(kind)) if name in once or not name.startswith("trt")]
 
 
 @pytest.mark.heavy

@@ -7,6 +7,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as state
 from ort_graphs import Case, written
 
 from runtimes import portable_session
+from runtimes._onnxruntime import gpu
 from runtimes._onnxruntime import session as session_module
 from runtimes._onnxruntime.engine import graph_file, zero_inputs
 from runtimes._onnxruntime.failures import MEANINGS, as_stage_error
@@ -96,7 +97,7 @@ def test_an_unavailable_provider_is_refused_before_any_work(path):
     available = session_module.ort.get_available_providers()
     missing = next(name for name in session_module.ort.get_all_providers() if name not in available)
     with pytest.raises(UnsupportedError, match=f"has no {missing}") as caught:
-        OrtSession(path, missing)
+        OrtSession(path, [(missing, {})])
     assert "CPUExecutionProvider" in caught.value.hint
 
 
@@ -104,17 +105,27 @@ def test_a_provider_that_fell_back_is_refused(path):
     """A CPU session stands for one whose GPU provider dropped out: its first provider is not what was asked."""
     real = session_module.ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     with pytest.raises(StageError, match=r"asked for CUDAExecutionProvider, but .* fell back to CPUExecutionProvider"):
-        session_module._refuse_other_provider(real, "CUDAExecutionProvider")
+        session_module._refuse_other_provider(real, ["CUDAExecutionProvider"])
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("provider", [gpu.CUDA, gpu.TENSORRT])
+def test_a_gpu_provider_of_this_build_that_cannot_start_is_an_error(provider, strict, path, capsys):
+    if provider not in session_module.ort.get_available_providers() or not gpu.blocker(provider):
+        pytest.skip(f"needs onnxruntime-gpu where {provider} does not start")
+    with pytest.raises(StageError, match=r"session: (cannot open|asked for)"):
+        OrtSession(path, [(provider, {})], strict=strict)
+    assert "retrying" not in capsys.readouterr().out
 
 
 def test_heavy_nodes_on_another_provider_are_named(tmp_path):
     lowered = RUNTIME.lower(written(Case().model(), tmp_path), tmp_path / "lowered")
     options = session_module._options("CUDAExecutionProvider", 1)
     real = session_module.ort.InferenceSession(str(lowered.path), options, providers=["CPUExecutionProvider"])
-    strays = list(session_module._heavy_nodes_elsewhere(real, "CUDAExecutionProvider"))
+    strays = list(session_module._heavy_nodes_elsewhere(real, ["CUDAExecutionProvider"]))
     assert len(strays) == 1
     assert strays[0].startswith("Attention ")
-    assert not list(session_module._heavy_nodes_elsewhere(real, "CPUExecutionProvider"))
+    assert not list(session_module._heavy_nodes_elsewhere(real, ["CUDAExecutionProvider", "CPUExecutionProvider"]))
 
 
 def exception_classes() -> list[type[Exception]]:

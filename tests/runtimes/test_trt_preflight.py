@@ -1,127 +1,106 @@
-"""The preflight names what TensorRT would refuse or misread, with node and module, before anything is compiled."""
+"""The preflight names what TensorRT refuses, misreads or makes slow, and the builder does to the very same graphs."""
 
 from __future__ import annotations
 
-import onnx.parser
-import onnx_ir as ir
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
+from trt_traps import GOOD, TRAPS, attention, builds, graph
+from trt_trial import Trial, attempt
 
 from runtimes._tensorrt.preflight import check, objections
+from runtimes._tensorrt.preflight.operators import FOREIGN, UNSUPPORTED
 from toolkit.errors import UnsupportedError
 
-ATTENTION = "float[2, 4, {queries}, 8] q, float[2, 4, {keys}, 8] k, float[2, 4, {keys}, {size}] v"
+NO_RTX = pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt_rtx") is None,
+    reason="tensorrt_rtx is not installed (pip install 'tensorrt-rtx-cu13>=1.7')",
+)
+KNOWN = """
+import sys, onnx.defs, tensorrt_rtx as trt
+log = trt.Logger(trt.Logger.ERROR)
+parser = trt.OnnxParser(trt.Builder(log).create_network(0), log)
+print(*sorted({s.name for s in onnx.defs.get_all_schemas() if not s.domain and not parser.supports_operator(s.name)}))
+print(*(name for name in sys.argv[1:] if parser.supports_operator(name)))
+"""
 
 
-def graph(text: str, opset: int = 23) -> ir.Model:
-    model = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["": {opset}, "com.microsoft": 1]> g {text}')
-    parsed = ir.from_proto(model)
-    del parsed.opset_imports["com.microsoft"]
-    for node in parsed.graph:
-        node.metadata_props["pkg.torch.onnx.name_scopes"] = "['', 'encoder', 'encoder.layer.3']"
-    return parsed
-
-
-def attention(
-    call: str, more: str = "", *, queries: str = "5", keys: str = "5", size: int = 8, before: str = ""
-) -> ir.Model:
-    inputs = ATTENTION.format(queries=queries, keys=keys, size=size) + more
-    return graph(f"({inputs}) => (float[2, 4, S, {size}] y) {{ {before} y = {call} }}")
-
-
-GOOD = {
-    "plain": attention("Attention(q, k, v)"),
-    "bool mask": attention("Attention(q, k, v, m)", ", bool[5, 5] m"),
-    "float mask": attention("Attention(q, k, v, m)", ", float[5, 5] m"),
-    "causal": attention("Attention <is_causal = 1> (q, k, v)"),
-    "causal, dynamic": attention("Attention <is_causal = 1> (q, k, v)", queries="S", keys="S"),
-    "int8": graph(
-        "(float[2, 4] x) => (float[2, 3] y) <float s = {0.1}, int8 z = {0}, int8[4, 3] w = {0,1,2,3,4,5,6,7,8,9,1,2},"
-        " float[3] t = {1,1,1}, int8[3] u = {0,0,0}>"
-        "{ a = QuantizeLinear(x, s, z) b = DequantizeLinear(a, s, z)"
-        "  c = DequantizeLinear <axis = 1> (w, t, u) y = MatMul(b, c) }"
-    ),
-}
-
-BAD = {
-    "com.microsoft": (graph("(float[2] x) => (float[2] y) { y = com.microsoft.FastGelu(x) }"), "only standard"),
-    "integer operator": (
-        graph("(int8[2, 2] x) => (int32[2, 2] y) { y = MatMulInteger(x, x) }"),
-        "integer operators do not parse",
-    ),
-    "mask and is_causal": (
-        attention("Attention <is_causal = 1> (q, k, v, m)", ", bool[5, 5] m"),
-        "a mask together with is_causal",
-    ),
-    "causal, more keys": (attention("Attention <is_causal = 1> (q, k, v)", keys="7"), "upper-left"),
-    "causal, unknown keys": (attention("Attention <is_causal = 1> (q, k, v)", queries="A", keys="B"), "upper-left"),
-    "softcap": (attention("Attention <softcap = 2.0> (q, k, v)"), "softcap is refused"),
-    "mask of another dtype": (attention("Attention(q, k, v, m)", ", float16[5, 5] m"), "the mask is FLOAT16"),
-    "value size": (attention("Attention(q, k, v)", size=16), "head size 16 of the values differs from 8"),
-    "queries are keys": (attention("Attention(q, q, v)"), "one tensor"),
-    "queries are keys behind a view": (attention("Attention(q, r, v)", before="r = Identity(q)"), "one tensor"),
-    "past keys": (
-        attention("Attention(q, k, v, , p, p)", ", float[2, 4, 3, 8] p"),
-        "past and present keys",
-    ),
-    "no zero point": (
-        graph("(float[2] x) => (uint8[2] y) <float s = {0.1}> { y = QuantizeLinear(x, s) }"),
-        "no zero point",
-    ),
-    "uint8": (
-        graph("(float[2] x) => (uint8[2] y) <float s = {0.1}, uint8 z = {0}> { y = QuantizeLinear(x, s, z) }"),
-        "uint8 is read as int8",
-    ),
-    "zero point": (
-        graph("(float[2] x) => (int8[2] y) <float s = {0.1}, int8 z = {3}> { y = QuantizeLinear(x, s, z) }"),
-        "the zero point is not 0",
-    ),
-    "scale's dtype": (
-        graph("(float16[2] x) => (int8[2] y) <float s = {0.1}, int8 z = {0}> { y = QuantizeLinear(x, s, z) }"),
-        "the scale is FLOAT, the tensor beside it FLOAT16",
-    ),
-    "int32 bias": (
-        graph("(float[2] x) => (float[2] y) <int32[2] b = {1, 2}, float s = {0.1}>"
-              "{ c = DequantizeLinear(b, s) y = Add(x, c) }"),
-        "INT32 is not dequantized",
-    ),
-    "scales along inputs": (
-        graph("(float[2, 2] x) => (float[2, 2] y) <int8[2, 2] w = {1, 2, 3, 4}, float[2] s = {0.1, 0.2}>"
-              "{ d = DequantizeLinear <axis = 0> (w, s) y = MatMul(x, d) }"),
-        "the output channels are axis 1",
-    ),
-    "opset": (graph("(float[2] x) => (float[2] y) { y = Relu(x) }", opset=6), "opset 6; the parser takes 7 to 27"),
-    "dtype": (graph("(double[2] x) => (double[2] y) { y = Relu(x) }"), "DOUBLE is not a type of TensorRT's"),
-}  # fmt: skip
+@pytest.fixture(scope="module")
+def trials(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Trial]:
+    graphs = {**GOOD, **{name: trap.model for name, trap in TRAPS.items()}}
+    safe = {name: re.sub(r"[^\w@ -]", "_", name) for name in graphs}
+    done = attempt({safe[name]: model for name, model in graphs.items()}, tmp_path_factory.mktemp("trials"))
+    return {name: done[safe[name]] for name in graphs}
 
 
 @pytest.mark.parametrize("case", GOOD, ids=str)
 def test_what_parses_passes(case: str) -> None:
-    assert list(objections(GOOD[case])) == []
-    check(GOOD[case])
+    quiet = [str(found) for found in objections(GOOD[case], case.split("@")[1:])]
+    assert quiet == []
+    assert check(GOOD[case]) == []
 
 
-@pytest.mark.parametrize("case", BAD, ids=str)
-def test_traps_are_named(case: str) -> None:
-    model, expected = BAD[case]
-    with pytest.raises(UnsupportedError, match=expected) as caught:
-        check(model)
-    assert caught.value.hint
+@pytest.mark.parametrize("case", TRAPS, ids=str)
+def test_traps_are_named_with_their_fix(case: str) -> None:
+    trap = TRAPS[case]
+    (found,) = {(each.problem, each.fix, each.fatal) for each in objections(trap.model, trap.architectures)
+                if trap.problem in each.problem}  # fmt: skip
+    assert trap.fix in found[1]
+    assert found[2] == trap.fatal
+    if trap.fatal:
+        with pytest.raises(UnsupportedError, match=re.escape(trap.problem)) as caught:
+            check(trap.model, trap.architectures)
+        assert caught.value.hint
+    else:
+        (step,) = check(trap.model)
+        assert (step.stage, step.what, step.reason) == ("lower", *found[:2])
+        assert step.count >= 1
+
+
+@pytest.mark.requires_rtx
+@NO_RTX
+@pytest.mark.parametrize("case", GOOD, ids=str)
+def test_what_passes_builds(case: str, trials: dict[str, Trial]) -> None:
+    assert builds(trials[case]), trials[case].log
+
+
+@pytest.mark.requires_rtx
+@NO_RTX
+@pytest.mark.parametrize("case", TRAPS, ids=str)
+def test_the_builder_falls_into_each_trap(case: str, trials: dict[str, Trial]) -> None:
+    assert TRAPS[case].proof(trials[case]), (trials[case].code, trials[case].log)
+
+
+@pytest.mark.requires_rtx
+@NO_RTX
+def test_good_forms_have_the_kernels_they_were_quantized_for(trials: dict[str, Trial]) -> None:
+    """What the slow traps are measured against."""
+    assert trials["int8"].int8_gemms == 1
+    assert trials["fp32 scale of an fp16 activation"].int8_gemms == 1
+    assert [kind for kind, _ in trials["int4 in blocks"].kernels] == ["runtime_fusion"]
+    assert [kind for kind, _ in trials["int8 a channel"].kernels] == ["runtime_fusion"]
+
+
+@pytest.mark.requires_rtx
+@NO_RTX
+def test_the_list_of_unsupported_operators_is_the_parser_s_own() -> None:
+    command = [sys.executable, "-c", KNOWN, *FOREIGN, "FastGelu"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    missing, foreign = (set(line.split()) for line in done.stdout.strip().splitlines()[-2:])
+    assert missing == UNSUPPORTED
+    assert foreign == FOREIGN
 
 
 def test_the_message_names_node_and_module() -> None:
-    model = attention("Attention <softcap = 2.0> (q, k, v)")
+    model = attention("y = Attention <softcap = 2.0> (q, k, v)")
     model.graph[0].name = "node_7"
     (said,) = objections(model)
-    assert said == "Attention 'node_7' of encoder.layer.3: softcap is refused"
-
-
-def test_functions_must_be_gone() -> None:
-    text = (
-        '<ir_version: 10, opset_import: ["": 23, "local": 1]> g (float[2] x) => (float[2] y) { y = local.twice(x) }'
-        ' <opset_import: ["": 23], domain: "local"> twice (a) => (b) { b = Add(a, a) }'
-    )
-    said = list(objections(ir.from_proto(onnx.parser.parse_model(text))))
-    assert any("function local::twice" in line for line in said)
+    assert (said.where, said.module) == ("Attention 'node_7'", "encoder.layer.3")
+    assert str(said) == "Attention 'node_7' of encoder.layer.3: softcap is refused → write it as MatMul and Softmax"
 
 
 def test_many_objections_are_cut_short() -> None:
@@ -129,3 +108,22 @@ def test_many_objections_are_cut_short() -> None:
     outputs = ", ".join(f"float[2] y{i}" for i in range(8))
     with pytest.raises(UnsupportedError, match="and 3 more"):
         check(graph(f"(float[2] x) => ({outputs}) {{ {lines} }}"))
+
+
+def test_nodes_of_subgraphs_are_seen() -> None:
+    model = graph(
+        "(bool c, float[2] x) => (float[2] y) { y = If(c) <then_branch = t () => (float[2] a)"
+        " { a = com.microsoft.FastGelu(x) }, else_branch = e () => (float[2] b) { b = Relu(x) }> }"
+    )
+    assert [found.where.split()[0] for found in objections(model)] == ["com.microsoft::FastGelu"]
+
+
+def test_architectures_that_have_the_type_pass() -> None:
+    model = TRAPS["fp8@sm86"].model
+    assert check(model, ("sm89", "sm120")) == []
+
+
+def test_the_document_has_a_row_for_every_trap_and_no_other() -> None:
+    lines = (Path(__file__).parents[2] / "docs" / "tensorrt-parser.md").read_text().splitlines()
+    rows = [line.split("|")[1].strip() for line in lines if line.startswith("|")]
+    assert sorted(set(rows) - {"trap", "---"}) == sorted(TRAPS)

@@ -122,7 +122,11 @@ def export(model="vit", target="ort-cpu-fp32", *more):
         (export("vit", "trt"), 2, "unknown target 'trt'", "Did you mean trt-int8"),
         (export("vit", "int8"), 2, "unknown target 'int8'", "ort-cpu-int8"),
         (export("vit", "ort-cpu-int9"), 2, "unknown target 'ort-cpu-int9'", "Did you mean ort-cpu-int8"),
-        (export("vit", "ort-cuda-int8"), 4, "'ort-cuda' does not take scheme 'int8'", "takes: fp32, fp16"),
+        (
+            export("vit", "ort-cuda-int8"), 4,
+            "'ort-cuda' does not take scheme 'int8' for models of kind 'vision'", "takes: fp32, fp16, int4",
+        ),
+        (export("vit", "ort-trt-int4"), 4, "'ort-trt' does not take scheme 'int4'", "takes: fp32, fp16, int8"),
         (export("vit", ""), 2, "unknown target ''", "<runtime>-<scheme>"),
         (export("vit", "ort-cpu-fp32", "--dim", "batch=0:1:2"), 2, "must rise: 1 <= min", "batch=1:8:64"),
         (export("vit", "ort-cpu-fp32", "--dim", "batch=4:2:8"), 2, "must rise", "batch=1:8:64"),

@@ -17,23 +17,25 @@ from toolkit.types import Step
 __all__ = ["lower_attention"]
 
 _MIN_OPSET = 23
+_TENSORRT_10 = "TensorRT 10 fuses these in half precision; its parser knows Attention from 10.14 on only"
 
 
-def lower_attention(model: ir.Model) -> list[Step]:
+def lower_attention(model: ir.Model, *, decomposed: bool = False) -> list[Step]:
     """Replace every fused attention and drop the operator's function.
 
     TensorRT takes one additive mask, no mask beside `is_causal`, no softcap and one head size for queries, keys and
     values; what lies outside is written as matrix products, which TensorRT runs without its fused kernel.
     A cache is joined before the node: TensorRT refuses a past on it.
+    With `decomposed` all are products, as TensorRT 10 wants them, which fuses those itself in half precision.
     Raises UnsupportedError below opset 23, which has no `Attention`, and for queries that are not [B, H, S, D].
     """
     nodes = attention_nodes(model)
-    if nodes and model.opset_imports.get("", 0) < _MIN_OPSET:
+    if nodes and not decomposed and model.opset_imports.get("", 0) < _MIN_OPSET:
         raise UnsupportedError(
             f"the graph imports ONNX opset {model.opset_imports.get('', 0)}, which has no Attention",
             hint=f"Export with --opset {_MIN_OPSET}.",
         )
-    rule = _Rule(Writer(model))
+    rule = _Rule(Writer(model), decomposed=decomposed)
     for node in nodes:
         rule.replace(node)
     remove_function(model)
@@ -43,8 +45,8 @@ def lower_attention(model: ir.Model) -> list[Step]:
 class _Rule:
     """Rewrites attention nodes one by one and counts what became of them."""
 
-    def __init__(self, writer: Writer) -> None:
-        self.writer, self.masks = writer, Masks(writer)
+    def __init__(self, writer: Writer, *, decomposed: bool) -> None:
+        self.writer, self.masks, self.decomposed = writer, Masks(writer), decomposed
         self.done: Counter[tuple[str, str]] = Counter()
 
     def steps(self) -> list[Step]:
@@ -56,8 +58,8 @@ class _Rule:
         causal = attention.is_causal
         alone = causal and _causal_alone(attention)
         mask = self.masks.of(node, attention, causal=causal and not alone)
-        refusal = _refusal(attention)
-        if refusal:
+        refusal = "" if self.decomposed else _refusal(attention)
+        if refusal or self.decomposed:
             result = _products(self.writer, node, attention, self._with_causality(node, attention, mask, alone))
         else:
             result = self._standard(node, attention, mask, alone)
@@ -112,7 +114,9 @@ class _Rule:
         return self.masks.of(node, attention, causal=True) if alone else mask
 
     def _note(self, attention: FusedAttention, refusal: str, mask: Mask) -> None:
-        if refusal:
+        if self.decomposed:
+            self.done["attention as MatMul and Softmax", _TENSORRT_10] += 1
+        elif refusal:
             self.done["attention as MatMul and Softmax, not fused", refusal] += 1
         else:
             self.done["attention as standard Attention", _masked(attention, mask)] += 1

@@ -1,0 +1,47 @@
+"""What ONNX Runtime's weakly typed TensorRT network makes of a scheme: the flags it needs, and what it cannot keep."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from toolkit.errors import UnsupportedError, UsageError
+from toolkit.types import QuantizedGraph
+
+__all__ = ["flags_of", "refuse_mixed"]
+
+_FLAGS: Mapping[str, Mapping[str, str]] = {
+    "fp32": {},
+    "fp16": {"trt_fp16_enable": "True", "trt_layer_norm_fp32_fallback": "True"},
+    "int8": {"trt_int8_enable": "True"},
+}
+"""The builder refuses half or int8 tensors without their flag; with it, it may use that precision where it likes.
+
+int8 has no half beside it: without a calibration table only what stands between Q and DQ can run in int8.
+"""
+_KEPT = ("kept in fp32: range", "kept in fp32: constant")
+
+
+def flags_of(scheme: str) -> Mapping[str, str]:
+    """The provider's precision flags for a scheme. Raises UsageError for one that the runtime does not take."""
+    if scheme not in _FLAGS:
+        raise UsageError(
+            f"the engine's entry names no scheme of ort-trt, but '{scheme}'",
+            hint="The bundle's manifest is damaged; export it again.",
+        )
+    return _FLAGS[scheme]
+
+
+def refuse_mixed(graph: QuantizedGraph) -> None:
+    """Raise UnsupportedError where the scheme kept nodes in fp32 that overflow in half: the builder need not obey.
+
+    Normalisations may be kept: TensorRT's own computes in fp32, and of decomposed ones a flag keeps the statistics so.
+    """
+    kept = [step for step in graph.steps if step.what in _KEPT]
+    if graph.scheme == "fp16" and kept:
+        count = sum(step.count for step in kept)
+        nodes = f"{count} node{'' if count == 1 else 's'}"
+        raise UnsupportedError(
+            f"{nodes} must stay in fp32 ({kept[0].reason}), and ONNX Runtime's TensorRT network is weakly typed: "
+            "it may run them in half",
+            hint="`trt-fp16` and `ort-cuda-fp16` keep them in fp32; or export for ort-trt-fp32.",
+        )
