@@ -19,7 +19,7 @@ from model_zoo import _calibration, _dims, _loading, _source, _text
 from model_zoo._resolve import needs_no_files
 from model_zoo._skeleton import SHAPES_ONLY, skeleton
 from toolkit.cache_names import past_names, present_names
-from toolkit.errors import UnsupportedError
+from toolkit.errors import UnsupportedError, UsageError
 from toolkit.types import Calibration, DecoderSpec, Dim, Evaluation, ModelRequest, ModelSpec, Tensors, TensorSpec
 
 __all__ = ["CausalFamily", "without_past"]
@@ -69,6 +69,8 @@ class CausalFamily:
         given = {**_following(request.dims), **request.dims}
         limits = dict.fromkeys(("sequence", "past_sequence", "total_sequence"), context)
         tokens = _tokens(config, _generation_config(request))
+        ranges = _dims.merge(dims, given, limits)
+        _require_room(ranges["past_sequence"], ranges["total_sequence"])
         return ModelSpec(
             name=request.name,
             family=self.name,
@@ -78,7 +80,7 @@ class CausalFamily:
             architecture=architecture,
             inputs=_inputs(caches),
             outputs=_outputs(caches, vocabulary, last=request.last_logits),
-            dims=_dims.merge(dims, given, limits),
+            dims=ranges,
             revision=request.revision,
             weights=request.weights,
             seed=request.seed,
@@ -195,6 +197,17 @@ def _following(given: Mapping[str, Dim]) -> dict[str, Dim]:
     if total is None or total.max < 2:
         return {}
     return {"past_sequence": Dim(1, min(total.opt, total.max - 1), total.max)}
+
+
+def _require_room(past: Dim, total: Dim) -> None:
+    """Generation goes on until the whole is full, so every past up to there comes up; engines are built for a range."""
+    if past.max < total.max - 1:
+        raise UsageError(
+            f"dimension past_sequence ends at {past.max}, but a total_sequence of up to {total.max} lets it reach "
+            f"{total.max - 1}",
+            hint=f"Give --dim total_sequence={total.min}:{min(total.opt, past.max + 1)}:{past.max + 1}, "
+            f"and past_sequence={past.min}:{past.opt}:{past.max} only where its usual size matters.",
+        )
 
 
 def _inputs(caches: Sequence[tuple[int, int, int]]) -> tuple[TensorSpec, ...]:

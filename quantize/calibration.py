@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import ModelProto, helper, numpy_helper
 
+from quantize.hidden_ranges import Hidden, add_hidden
 from quantize.nodes import module_path
 from toolkit.errors import StageError, UsageError
 from toolkit.types import Calibration, Tensors
@@ -180,19 +181,30 @@ def measure_channels(model: ir.Model, widths: Mapping[ir.Value, int], calibratio
     return seen
 
 
-def measure_ranges(model: ir.Model, values: Iterable[ir.Value], calibration: Calibration) -> dict[str, Range]:
+def measure_ranges(
+    model: ir.Model, values: Iterable[ir.Value], calibration: Calibration, hidden: Sequence[Hidden] = ()
+) -> dict[str, Range]:
     """The range of every named float32 value over the calibration data, reduced inside the graph.
 
+    `hidden` are intermediates of fused nodes, measured beside them and answered by their own names.
     Only two numbers a tensor leave the runtime, so watching all tensors of a model costs no memory.
-    An infinite range is answered as such; NaN raises StageError that names the tensor and its module.
+    An infinite range is answered as such, and none for a tensor that is always empty, as a first step's past.
+    NaN raises StageError that names the tensor and its module.
     """
-    watched = {_name(value): value for value in values}
+    watched = {_name(value): value for value in values} | {each.name: each.node.outputs[0] for each in hidden}
+
+    def add_taps(proto: ModelProto) -> list[str]:
+        add_hidden(proto, hidden)
+        return _add_reductions(proto, watched)
+
     ranges: dict[str, Range] = {}
-    for index, _, taps in _run(model, lambda proto: _add_reductions(proto, watched), calibration):
+    for index, _, taps in _run(model, add_taps, calibration):
         for name, value in watched.items():
             low, high, total = (float(taps[_tap(kind, name)]) for kind in ("min", "max", "l1"))
             if math.isnan(low) or math.isnan(high) or math.isnan(total):
                 raise not_finite(value, "NaN", index)
+            if low > high:
+                continue
             seen = Range(low, high)
             ranges[name] = ranges[name].union(seen) if name in ranges else seen
     return ranges
@@ -253,6 +265,8 @@ def open_session(proto: ModelProto, folder: str) -> ort.InferenceSession:
     # Runs each reduction as soon as its tensor exists; the default order keeps all tensors alive to the end.
     options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
     options.enable_cpu_mem_arena = False
+    # Without it, 1.32 turns int8 into uint8 halfway and then refuses its own graph (onnxruntime#25526).
+    options.add_session_config_entry("session.qdqisint8allowed", "1")
     if folder:
         options.add_session_config_entry(_FOLDER_KEY, folder)
     try:

@@ -11,8 +11,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx import defs
 
-from exporters.fused_attention.node import attention_nodes, is_attention
+from exporters.fused_attention.node import is_attention
 from quantize.calibration import Range
+from quantize.hidden_ranges import Kind
 from quantize.nodes import constant, map_tensor
 
 __all__ = ["ATTENTION_MASK", "HALF", "HALF_MAX", "HEADROOM", "Decision", "decide", "float_values", "half_inputs"]
@@ -22,6 +23,8 @@ HALF = ir.DataType.FLOAT16
 HALF_MAX = float(np.finfo(np.float16).max)
 HEADROOM = 4.0
 """A tensor stays in fp32 once it reached 1/4 of fp16's largest number: calibration does not see every input."""
+
+_LIMIT = HALF_MAX / HEADROOM
 
 ATTENTION_MASK = 3
 """Index of FusedAttention's mask among its inputs."""
@@ -53,10 +56,14 @@ _OWN_TYPE = frozenset({"Cast", "CastLike", "ConstantOfShape", "QuantizeLinear", 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Whether a node runs in 16 bits; `why` says what kept it in fp32, empty where it only follows its inputs."""
+    """Whether a node runs in 16 bits; `why` says what kept it in fp32, empty where it only follows its inputs.
+
+    `why` is a kind, and after a colon what was found; `magnitude` is the number in it.
+    """
 
     half: bool
     why: str = ""
+    magnitude: float = 0.0
 
 
 def float_values(graph: ir.Graph) -> Iterator[ir.Value]:
@@ -74,31 +81,40 @@ def half_inputs(node: ir.Node, opset: int, dtype: ir.DataType = HALF) -> list[in
     ]
 
 
-def decide(model: ir.Model, ranges: Mapping[str, Range], dtype: ir.DataType = HALF) -> dict[ir.Node, Decision]:
+def decide(
+    model: ir.Model,
+    ranges: Mapping[str, Range],
+    proven: Mapping[str, float] | None = None,
+    hidden: Mapping[ir.Node, Mapping[Kind, float]] | None = None,
+    dtype: ir.DataType = HALF,
+) -> dict[ir.Node, Decision]:
     """Decide node by node, in graph order; `ranges` holds what calibration measured, by value name.
 
-    bfloat16 has the range of float32 and needs none.
+    `proven` bounds values that were not measured, infinite where nothing is known. `hidden` holds the largest
+    magnitude inside fused nodes: an attention whose scores came near 65504 stays in fp32.
+    bfloat16 has the range of float32 and needs none of them.
     """
     opset = model.opset_imports.get("", 0)
-    policy = _Policy(ranges, opset, dtype)
+    policy = _Policy(ranges, opset, dtype, proven or {}, hidden or {})
     decisions = policy.decisions
     for node in model.graph:
         decisions[node] = policy.decide(node)
-    attentions = attention_nodes(model)
-    wide = next((decisions[node].why for node in attentions if not decisions[node].half), None)
-    if wide is not None:
-        # One function body serves all attention nodes, so they must be of one type.
-        decisions.update((node, Decision(False, wide)) for node in attentions)
     return decisions
 
 
 class _Policy:
     """Holds what was decided so far, since light operators follow what they read."""
 
-    def __init__(self, ranges: Mapping[str, Range], opset: int, dtype: ir.DataType) -> None:
-        self._ranges = ranges
-        self._opset = opset
-        self._dtype = dtype
+    def __init__(
+        self,
+        ranges: Mapping[str, Range],
+        opset: int,
+        dtype: ir.DataType,
+        proven: Mapping[str, float],
+        hidden: Mapping[ir.Node, Mapping[Kind, float]],
+    ) -> None:
+        self._ranges, self._proven, self._hidden = ranges, proven, hidden
+        self._opset, self._dtype = opset, dtype
         self._statistics: set[ir.Value] = set()
         self._cast_errors: dict[ir.Value, str] = {}
         self.decisions: dict[ir.Node, Decision] = {}
@@ -106,23 +122,30 @@ class _Policy:
     def decide(self, node: ir.Node) -> Decision:
         """The node's precision, and whether its output is a statistic (a mean, a norm) of a normalisation."""
         inputs = half_inputs(node, self._opset, self._dtype)
-        why = self._reason(node, inputs)
+        kept = self._reason(node, inputs)
         if node.op_type in _STATISTICS or self._continues_statistic(node):
             self._statistics.update(node.outputs)
-        if why:
-            return Decision(False, why)
-        return Decision(self._runs_half(node, inputs))
+        return kept or Decision(self._runs_half(node, inputs))
 
-    def _reason(self, node: ir.Node, inputs: list[int]) -> str:
+    def _reason(self, node: ir.Node, inputs: list[int]) -> Decision | None:
+        """The decision to keep the node in fp32, or None where nothing asks for it."""
         if any(attribute.type in _GRAPHS for attribute in node.attributes.values()):
-            return "control flow"
+            return Decision(False, "control flow")
         if node.op_type in _NORMALISATIONS | _STATISTICS | _STEEP:
-            return "normalisation"
+            return self._normalisation(node)
         if node.op_type in _ELEMENTWISE and any(value in self._statistics for value in node.inputs):
-            return "normalisation"
+            return Decision(False, "normalisation")
         if node.op_type in _OWN_TYPE or self._dtype != HALF:
-            return ""
-        return self._overflow(node) or self._constant_lost(node, inputs)
+            return None
+        return self._overflow(node) or self._scores_overflow(node) or self._constant_lost(node, inputs)
+
+    def _normalisation(self, node: ir.Node) -> Decision:
+        """Kept in fp32 whatever was measured: small terms are lost too. The number is for whoever asks why."""
+        inside = self._hidden.get(node, {})
+        if not inside:
+            return Decision(False, "normalisation")
+        largest, total = inside["squares"], inside["sum of squares"]
+        return Decision(False, f"normalisation: squares reach {largest:.4g}, their sum {total:.4g}", total)
 
     def _continues_statistic(self, node: ir.Node) -> bool:
         computed = [value for value in node.inputs if value is not None and constant(value) is None]
@@ -140,17 +163,28 @@ class _Policy:
         producers = [value.producer() for value in computed if value is not None]
         return not computed or any(producer is not None and self.decisions[producer].half for producer in producers)
 
-    def _overflow(self, node: ir.Node) -> str:
-        for value in (*node.inputs, *node.outputs):
-            if value is None or (is_attention(node) and value in node.inputs[ATTENTION_MASK:][:1]):
-                continue
-            name = _source(value).name or ""
-            seen = self._ranges.get(name)
-            if seen is not None and seen.absmax > HALF_MAX / HEADROOM:
-                return f"range: |{name}| reached {seen.absmax:.4g}"
-        return ""
+    def _overflow(self, node: ir.Node) -> Decision | None:
+        """What keeps the node in fp32: the largest of the tensors that it reads and writes."""
+        mask = node.inputs[ATTENTION_MASK:][:1] if is_attention(node) else ()
+        values = [value for value in (*node.inputs, *node.outputs) if value is not None and value not in mask]
+        found = [decision for value in values if (decision := self._too_large(_source(value).name or ""))]
+        return max(found, key=lambda decision: decision.magnitude, default=None)
 
-    def _constant_lost(self, node: ir.Node, inputs: list[int]) -> str:
+    def _too_large(self, name: str) -> Decision | None:
+        seen, bound = self._ranges.get(name), self._proven.get(name, 0.0)
+        if seen is not None and seen.absmax > _LIMIT:
+            return Decision(False, f"range: |{name}| reached {seen.absmax:.4g}", seen.absmax)
+        if seen is None and bound > _LIMIT:
+            return Decision(False, f"range not proven: |{name}| may reach {bound:.4g}", bound)
+        return None
+
+    def _scores_overflow(self, node: ir.Node) -> Decision | None:
+        reached = self._hidden.get(node, {}).get("scores", 0.0)
+        if reached <= _LIMIT:
+            return None
+        return Decision(False, f"scores: |q·kᵀ·scale| reached {reached:.4g}", reached)
+
+    def _constant_lost(self, node: ir.Node, inputs: list[int]) -> Decision | None:
         for index in inputs:
             value = node.inputs[index]
             tensor = constant(value)
@@ -159,8 +193,8 @@ class _Policy:
             if value not in self._cast_errors:
                 self._cast_errors[value] = map_tensor(tensor, _cast_error)
             if self._cast_errors[value]:
-                return f"constant: {value.name} {self._cast_errors[value]}"
-        return ""
+                return Decision(False, f"constant: {value.name} {self._cast_errors[value]}")
+        return None
 
 
 _GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)

@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from quantize.arithmetic import symmetric_scale
 from quantize.calibration import DEFAULT_PERCENTILE, Channels, measure_channels, observe, require
 from quantize.formats import Format
+from quantize.int8_attention import Int8Attention
 from quantize.linears import Linear, add_initializer, excluded_step, find_linears, quantize_linears, split_excluded
 from quantize.nodes import lift_constants, new_node, unused_name
+from quantize.residuals import residuals_in_float
 from quantize.smoothing import choose_smoothing, find_groups, smooth
 from toolkit.types import Calibration, QuantConfig, Step
 
@@ -26,7 +28,8 @@ class Static:
     """Symmetric Q/DQ, zero points written out as zeros, as TensorRT and ONNX Runtime both read them.
 
     Weights [K, N] have scales [N], a Conv's [M, C, kH, kW] have [M], activations have one scale [].
-    Additions, normalisations, softmax, attention, biases and outputs stay fp32.
+    Additions, normalisations, softmax, attention, biases and outputs stay fp32; `attention=int8` in the recipe of int8
+    quantizes queries, keys and values too, one scale [] a tensor.
     Outlier channels are smoothed into the weights first, as `recipe.smoothing` says.
     `percentile` is the share of each activation's magnitudes that the scale covers, in per cent, where it is used.
     """
@@ -50,14 +53,24 @@ class Static:
         bounds = self._bounds(model, list(widths), seen, divisors, given)
         steps, renamed = smooth(model.graph, groups, divisors) if alpha is not None else ([], {})
         bounds = {renamed.get(name, name): bound for name, bound in bounds.items()}
+        attention = self._attention(model, given)
         linears, _ = self._linears(model)
         pair = partial(_q_dq, model.graph, bounds=bounds, form=self.form)
         quantized = quantize_linears(model.graph, linears, pair, self.form)
         calibrated = self._calibrated(given, len(bounds))
-        return [*quantized, *steps, calibrated, *excluded_step(excluded, self.recipe.exclude)]
+        kept = residuals_in_float(model.graph, self.form.name)
+        return [*quantized, *attention, *steps, calibrated, kept, *excluded_step(excluded, self.recipe.exclude)]
 
     def _linears(self, model: ir.Model) -> tuple[list[Linear], list[Linear]]:
         return split_excluded(find_linears(model.graph), self.recipe.exclude)
+
+    def _attention(self, model: ir.Model, calibration: Calibration) -> list[Step]:
+        """Queries, keys and values in int8, where the recipe asks for it; measured after smoothing moved into them."""
+        if self.recipe.attention == "float":
+            return []
+        found = Int8Attention(model)
+        seen = measure_channels(model, dict.fromkeys(found.values, 1), calibration) if found.values else {}
+        return found.quantize(self._bounds(model, found.values, seen, {}, calibration))
 
     def _bounds(
         self,

@@ -11,16 +11,29 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from toolkit.types import Session
+    from toolkit.types import Decoder, DecoderSpec, Session
 
-__all__ = ["portable_session"]
+__all__ = ["portable_decoder", "portable_session"]
 
 
 def portable_session(path: Path) -> Session:
     """Open any canonical, quantized or lowered graph file on ONNX Runtime's CPU provider.
 
+    A cache of fixed length is driven as one that grows, so that all take the same inputs.
     Raises StageError where ONNX Runtime refuses the graph.
     """
     from runtimes._onnxruntime.session import OrtSession
+    from toolkit.generation.static_cache import growing
 
-    return OrtSession(path)
+    return growing(OrtSession(path))
+
+
+def portable_decoder(path: Path, spec: DecoderSpec, *, limit: int, rows: int) -> Decoder:
+    """Open a language model's graph as `portable_session` does, its cache in place where the graph allows.
+
+    Raises StageError where ONNX Runtime refuses the graph, UsageError for a limit or rows that it does not take.
+    """
+    from runtimes._onnxruntime.decoder import open_decoder
+    from runtimes._onnxruntime.session import OrtSession
+
+    return open_decoder(OrtSession(path), spec, limit=limit, rows=rows)

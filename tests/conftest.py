@@ -13,6 +13,28 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
+OWN_MODULE = """
+import torch
+from torch import nn
+
+
+class Own(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.project = nn.Linear(32, 96)
+        self.mix = nn.Linear(32, 32)
+
+    def forward(self, x):
+        q, k, v = (part.unflatten(-1, (2, 16)).transpose(1, 2) for part in self.project(x).chunk(3, dim=-1))
+        y = nn.functional.scaled_dot_product_attention(q, k, v)
+        return {"y": self.mix(y.transpose(1, 2).flatten(2))}
+
+
+def make():
+    torch.manual_seed(0)
+    return Own(), {"x": torch.randn(2, 7, 32)}
+"""
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--require-devices", action="store_true", help="a test that would skip for want of a device fails")
@@ -32,6 +54,12 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
         report.outcome = "failed"
         report.longrepr = f"skipped, but --require-devices was given ({', '.join(sorted(devices))})"
     return report
+
+
+@pytest.fixture(scope="session")
+def own_module() -> str:
+    """The source of a module whose `make` answers one attention layer and its sample input."""
+    return OWN_MODULE
 
 
 @pytest.fixture(scope="session")

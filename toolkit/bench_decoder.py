@@ -215,8 +215,8 @@ def _read(worker: Worker, bundle: Bundle, settings: DecoderSettings) -> int:
 def _weight_bytes(bundle: Bundle) -> int:
     """Bytes of the engine's own files: the graph with its data, or what was compiled."""
     entry = bundle.manifest.engine
-    # Beside its graph, a bundle of ONNX Runtime's has configuration alone.
-    compiled = [name for name in entry.files if not name.endswith(".json")]
+    # Beside graph and engines, a bundle has configuration, a lock and a script.
+    compiled = [name for name in entry.files if not name.endswith((".json", ".py"))]
     names = compiled or (bundle.manifest.graph, f"{bundle.manifest.graph}.data")
     return sum(bundle.manifest.files[name].bytes for name in names if name in bundle.manifest.files)
 

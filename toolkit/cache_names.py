@@ -1,8 +1,22 @@
-"""What a language model's cache tensors are called, in and out."""
+"""What a language model's cache tensors are called, in and out, and the input that only a cache in place has."""
 
 from __future__ import annotations
 
-__all__ = ["is_past", "is_present", "past_names", "past_of", "present_names", "present_of"]
+__all__ = [
+    "ATTENTION_MASK",
+    "WRITE_INDICES",
+    "is_past",
+    "is_present",
+    "past_names",
+    "past_of",
+    "present_names",
+    "present_of",
+]
+
+ATTENTION_MASK = "attention_mask"
+WRITE_INDICES = "write_indices"
+"""Where each row's new tokens go, int64 [batch]: an input of graphs whose cache is a buffer of full length, and only
+of those."""
 
 _PAST, _PRESENT = "past_key_values.", "present."
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from exporters import OPSETS
 from model_zoo import resolve
 from toolkit import plugins
+from toolkit.compiled import ChecksOptions
 from toolkit.drift.gates import parse_gate
 from toolkit.errors import UnsupportedError, UsageError
 from toolkit.recipe import tuned
@@ -90,6 +91,7 @@ def plan(request: Request) -> Plan:
     """Resolve the model and the targets and refuse what cannot work, before any weight is read."""
     targets = tuple(dict.fromkeys(parse_target(text) for text in request.targets))
     _check_values(request)
+    _check_options(request.options, targets)
     spec = resolve(
         request.model,
         revision=request.revision,
@@ -104,9 +106,12 @@ def plan(request: Request) -> Plan:
         raise UsageError(
             f"--last-logits is for language models; {spec.name} is of kind '{spec.kind}'", hint="Leave it out."
         )
+    if request.options.cache != DEFAULT_OPTIONS.cache and spec.decoder is None:
+        raise UsageError(
+            f"--kv-cache is for language models; {spec.name} is of kind '{spec.kind}'", hint="Leave it out."
+        )
     the_plan = Plan(request, spec, targets)
     the_plan.gate(Gate())
-    _check_options(request.options, targets)
     for target in targets:
         _check_kind("runtimes", "runtime", target.runtime, spec.kind)
         _check_kind("quantize.schemes", "scheme", target.scheme, spec.kind)
@@ -149,6 +154,15 @@ def _check_options(options: TargetOptions, targets: Sequence[Target]) -> None:
                 f"--{flag} is not for {', '.join(map(str, targets))}",
                 hint=f"It is for the runtimes {', '.join(takers)}; leave it out here.",
             )
+    for target in targets if given else ():
+        _ask_runtime(target, options)
+
+
+def _ask_runtime(target: Target, options: TargetOptions) -> None:
+    """A runtime may know what it cannot compile here: better said now than after the export."""
+    runtime = plugins.runtime(target.runtime)
+    if isinstance(runtime, ChecksOptions):
+        runtime.check_options(options, target.scheme)
 
 
 _FLAGS = {"architectures": "arch", "seconds": "build-timeout", "memory": "build-memory", "cache": "kv-cache"}

@@ -44,7 +44,8 @@ def _tunable(base: QuantConfig) -> tuple[str, ...]:
     if base.weights not in ("int8", "float8e4m3fn"):
         return ()
     calibrated = ("calibration",) if base.calibration in ("minmax", "percentile") else ()
-    return ("exclude", *calibrated, *(("smoothing",) if base.smoothing is not None else ()))
+    attention = ("attention",) if calibrated and base.weights == "int8" else ()
+    return ("exclude", *calibrated, *attention, *(("smoothing",) if base.smoothing is not None else ()))
 
 
 def _one_of(*allowed: str) -> Callable[[str, str], str]:
@@ -90,5 +91,6 @@ _READ: Mapping[str, Callable[[str, str], Any]] = {
     "exclude": _patterns,
     "smoothing": _share,
     "calibration": _one_of("minmax", "percentile"),
+    "attention": _one_of("float", "int8"),
 }
 _ALLOWED = f"Allowed: {', '.join(_READ)}; as --recipe block-size=64,rounding=awq."

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from toolkit.bundle.read import Bundle
     from toolkit.types import Decoder, DecoderSpec, Session
 
-__all__ = ["ON_CPU", "context_of", "decoder_spec", "open_decoder", "open_engine", "open_graph"]
+__all__ = ["ON_CPU", "context_of", "decoder_spec", "longest_chunk", "open_decoder", "open_engine", "open_graph"]
 
 ON_CPU = "With --on-cpu the very graph it was built from runs on ONNX Runtime's CPU provider."
 
@@ -69,6 +69,12 @@ def context_of(bundle: Bundle) -> int:
     exported = bundle.manifest.dims.get("total_sequence")
     own = decoder_spec(bundle).context
     return min(own, exported.max) if exported else own
+
+
+def longest_chunk(bundle: Bundle) -> int:
+    """How many positions of a prompt the bundle's engine takes at a time."""
+    exported = bundle.manifest.dims.get("sequence")
+    return exported.max if exported else context_of(bundle)
 
 
 @contextmanager

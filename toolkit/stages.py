@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from exporters import DEFAULT_OPSET, UNFUSED
 from model_zoo import packed_weights
-from runtimes import portable_session
+from runtimes import portable_decoder, portable_session
 from toolkit import plugins
 from toolkit.atomic import publish, scratch
 from toolkit.bundle.read import is_bundle
@@ -21,7 +21,6 @@ from toolkit.drift.measure import judged, measure, observe, task_output
 from toolkit.drift.report import DriftReport, StageDrift
 from toolkit.drift.table import task_words
 from toolkit.errors import UnsupportedError
-from toolkit.generation.session_decoder import SessionDecoder
 from toolkit.greedy import Greedy
 from toolkit.plan import Plan
 from toolkit.progress import Watch
@@ -167,7 +166,7 @@ class Stages:
                     f"no {target} engine can be built here: {engine.reason}",
                     hint="Without --require-engine the bundle carries the graph and the command that builds it.",
                 )
-            row.said = f"{engine.status} by {engine.builder}"
+            row.said = f"{engine.status} by {engine.builder} {engine.said}".rstrip()
         return engine
 
     def verify(self, reference: Reference, engine: Engine, target: Target) -> DriftReport:
@@ -223,7 +222,7 @@ class Stages:
         decoder: Decoder = (
             runtime.decoder(path.parent, entry, spec.decoder, limit=limit, rows=rows)
             if executed
-            else SessionDecoder(portable_session(path), spec.inputs, spec.decoder, limit=limit, rows=rows)
+            else portable_decoder(path, spec.decoder, limit=limit, rows=rows)
         )
         return drift.with_greedy(reference.greedy.compare(decoder))
 

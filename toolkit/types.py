@@ -183,7 +183,7 @@ class Engine:
     """What ships. `files` are relative to `graph.path.parent`; for ONNX Runtime the engine is the graph itself.
 
     `builder` names the library and version that compiled it; `details` holds facts worth keeping
-    (architectures, sizes, seconds). `reason` says why the status is not `executed`.
+    (architectures, sizes, seconds). `reason` says why the status is not `executed`, `said` in short what was built.
     """
 
     graph: LoweredGraph
@@ -192,6 +192,7 @@ class Engine:
     files: tuple[Path, ...] = ()
     reason: str = ""
     details: Mapping[str, Any] = field(default_factory=dict)
+    said: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +233,8 @@ class QuantConfig:
     block_size: int | None = None
     """How many weights along K share a scale, where the granularity is per-block."""
     rounding: Literal["nearest", "gptq", "awq", "hqq"] = "nearest"
+    attention: Literal["float", "int8"] = "float"
+    """Whether queries, keys and values are quantized too, where activations are."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
-from quantize.calibration import measure_ranges, require
+from quantize.calibration import measure_channels, require
 from quantize.float4 import BLOCK
 from quantize.float4_nodes import dequantized_weight, quantized_activation
 from quantize.formats import FP8
@@ -23,11 +23,13 @@ from quantize.linears import (
 )
 from quantize.matmuls import gemms_to_matmuls, last_linears
 from quantize.nodes import lift_constants
+from quantize.smoothing import choose_smoothing, find_groups, smooth
 from toolkit.errors import UsageError
 from toolkit.types import Calibration, Gate, ModelSpec, PackedWeight, QuantConfig, Step
 
 __all__ = ["SCHEME", "NvFp4"]
 
+_NAMED = 4
 _OPSET, _IR_VERSION = 23, 11
 """What first had float4 in QuantizeLinear, and in a file."""
 
@@ -64,23 +66,39 @@ class NvFp4:
         _check_opset(model)
         lift_constants(model)
         gemms_to_matmuls(model.graph)
-        found = [each for each in find_linears(model.graph) if each.node.op_type == "MatMul"]
-        linears, excluded = split_excluded(found, used.exclude)
-        last = last_linears(model.graph, linears)
-        ours = [each for each in linears if each.node not in last and _has_blocks(each)]
-        bounds, measured = _bounds(model, ours, calibration, used)
+        ours, _, _ = _split(model.graph, used)
+        bounds, measured, steps = _bounds(model, ours, calibration, used)
+        # Smoothing may have put a Mul before some of them.
+        ours, heads, excluded = _split(model.graph, used)
         model.ir_version = max(model.ir_version or 0, _IR_VERSION)
+        left = [each.module for each in ours if not _has_blocks(each)]
+        ours = [each for each in ours if _has_blocks(each)]
         _quantize(model.graph, ours, bounds)
-        heads = [each for each in linears if each.node in last]
-        steps = [step for step in quantize_linears(model.graph, heads, None, FP8) if step.count]
-        left = len(linears) - len(ours) - len(heads)
+        in_fp8 = [step for step in quantize_linears(model.graph, heads, None, FP8) if step.count]
         return [
             Step("quantize", "nvfp4 Linears", len(ours), f"blocks of {BLOCK} along the inputs"),
             Step("quantize", "nvfp4 activations", len(bounds), measured),
+            *in_fp8,
             *steps,
-            *([Step("quantize", "kept in fp32: no block", left, f"{BLOCK} divides not their inputs")] if left else []),
+            *_left(left),
             *excluded_step(excluded, used.exclude),
         ]
+
+
+def _split(graph: ir.Graph, recipe: QuantConfig) -> tuple[list[Linear], list[Linear], list[Linear]]:
+    """The Linears to quantize, the last ones before an output, and those that the user excluded."""
+    found = [each for each in find_linears(graph) if each.node.op_type == "MatMul"]
+    linears, excluded = split_excluded(found, recipe.exclude)
+    last = last_linears(graph, linears)
+    heads = [each for each in linears if each.node in last]
+    return [each for each in linears if each.node not in last], heads, excluded
+
+
+def _left(modules: list[str]) -> list[Step]:
+    if not modules:
+        return []
+    reason = f"{BLOCK} does not divide the inputs of {', '.join(modules[:_NAMED])}"
+    return [Step("quantize", "kept in fp32: no block", len(modules), reason)]
 
 
 def _check_opset(model: ir.Model) -> None:
@@ -98,22 +116,31 @@ def _has_blocks(linear: Linear) -> bool:
 
 def _bounds(
     model: ir.Model, linears: list[Linear], calibration: Calibration | None, recipe: QuantConfig
-) -> tuple[dict[ir.Value, float], str]:
-    """The largest magnitude of each activation that is to be quantized, and where it comes from."""
+) -> tuple[dict[str, float], str, list[Step]]:
+    """The largest magnitude of each activation that is to be quantized, by name, where from, and the log.
+
+    With `recipe.smoothing`, outlier channels move into the weights first: in a block they cost the other 15.
+    """
     if recipe.activations is None:
-        return {}, "weights only"
+        return {}, "weights only", []
     given = require(calibration, "nvfp4")
     if any(each.activation.shape is None for each in linears):
         ShapeInferencePass()(model)
-    activations = dict.fromkeys(each.activation for each in linears if each.activation.shape is not None)
-    ranges = measure_ranges(model, activations, given) if activations else {}
-    bounds = {value: ranges[str(value.name)].absmax for value in activations}
-    unknown = len({each.activation for each in linears}) - len(bounds)
+    groups = [
+        group for group in find_groups(linears) if group.activation.shape is not None and group.width % BLOCK == 0
+    ]
+    seen = measure_channels(model, {group.activation: group.width for group in groups}, given) if groups else {}
+    alpha = recipe.smoothing
+    divisors = choose_smoothing(groups, seen, alpha) if alpha is not None else {}
+    steps, renamed = smooth(model.graph, groups, divisors) if alpha is not None else ([], {})
+    largest = {name: float((held.absmax / divisors.get(name, 1)).max()) for name, held in seen.items()}
+    unknown = len({each.activation for each in linears if _has_blocks(each)}) - len(groups)
     left = f"; {unknown} of unknown rank are left as they are" if unknown else ""
-    return bounds, f"a scale a block from each input, one a tensor from {given.count} of {given.source}{left}"
+    source = f"a scale a block from each input, one a tensor from {given.count} of {given.source}{left}"
+    return {renamed.get(name, name): bound for name, bound in largest.items()}, source, steps
 
 
-def _quantize(graph: ir.Graph, linears: list[Linear], bounds: Mapping[ir.Value, float]) -> None:
+def _quantize(graph: ir.Graph, linears: list[Linear], bounds: Mapping[str, float]) -> None:
     weights: dict[ir.Value, ir.Value] = {}
     activations: dict[ir.Value, ir.Value] = {}
     for linear in linears:
@@ -124,9 +151,10 @@ def _quantize(graph: ir.Graph, linears: list[Linear], bounds: Mapping[ir.Value, 
             except ValueError as error:
                 raise not_finite_weight(linear) from error
         linear.node.replace_input_with(1, weights[linear.weight])
-        if source in bounds:
+        bound = bounds.get(str(source.name))
+        if bound is not None:
             if source not in activations:
-                activations[source] = quantized_activation(graph, linear, bounds[source])
+                activations[source] = quantized_activation(graph, linear, bound)
             linear.node.replace_input_with(0, activations[source])
     drop_unused(graph, [linear.weight for linear in linears])
 

@@ -14,6 +14,7 @@ from toolkit.cache_names import is_past, present_of
 from toolkit.errors import UsageError
 from toolkit.generation.rows import Rows, positions
 from toolkit.generation.session_decoder import SessionDecoder
+from toolkit.generation.static_cache import has_static_cache
 from toolkit.types import Decoder, DecoderSpec, TensorSpec
 
 __all__ = ["OrtDecoder", "open_decoder"]
@@ -30,13 +31,13 @@ def open_decoder(session: OrtSession, spec: DecoderSpec, *, limit: int, rows: in
             f"a cache of {limit} positions, and the graph was lowered for {held}",
             hint=f"Give --context {held} or less, or export again with a larger --dim total_sequence.",
         )
-    if session.metadata.get(marks.IN_PLACE):
+    if session.metadata.get(marks.IN_PLACE) or has_static_cache(session.inputs):
         return OrtDecoder(session, spec, limit=limit, rows=rows)
     return SessionDecoder(session, session.inputs, spec, limit=limit, rows=rows)
 
 
 class OrtDecoder(Rows):
-    """Drives a graph of `GroupQueryAttention` nodes; see `Decoder`. Closing it closes the session.
+    """Drives a graph of `GroupQueryAttention` or `TensorScatter` nodes; see `Decoder`. Closing it closes the session.
 
     Row r's positions are the first ones of its part of each buffer, [rows, Hkv, limit, D], whatever the other rows do.
     Memory that no position has used is not touched. Raises UsageError for a limit or rows below 1.
@@ -47,6 +48,8 @@ class OrtDecoder(Rows):
         self.ran_on = session.ran_on
         self._session = session
         self._by_row = session.metadata.get(marks.IN_PLACE) == marks.BY_ROW
+        # A mask of the whole buffer, where the graph does not itself hide what no position has used.
+        self._columns = limit if has_static_cache(session.inputs) else None
         self._logits = next(output for output in session.outputs if output.name == "logits")
         self._names = [item.name for item in session.inputs if not is_past(item.name)]
         self._caches = {item.name: _cache(item, rows, limit) for item in session.inputs if is_past(item.name)}
@@ -59,7 +62,7 @@ class OrtDecoder(Rows):
         """Append tokens and answer logits; see `Decoder.forward`. Rows of a past may be of several lengths."""
         self._check(tokens, lengths, every)
         if self._goes_at_once(tokens.shape[1], lengths):
-            logits = self._run(_Step.of(tokens, self._lengths, lengths), 0)
+            logits = self._run(_Step.of(tokens, self._lengths, lengths, self._columns), 0)
         else:
             logits = self._one_by_one(tokens, lengths)
         self._lengths = self._lengths + lengths
@@ -81,7 +84,8 @@ class OrtDecoder(Rows):
         """Rows that cannot go together, each without its padding."""
         rows = []
         for row, real in enumerate(lengths):
-            step = _Step.of(tokens[row : row + 1, :real], self._lengths[row : row + 1], lengths[row : row + 1])
+            own = slice(row, row + 1)
+            step = _Step.of(tokens[own, :real], self._lengths[own], lengths[own], self._columns)
             logits = self._run(step, row)
             missing = 0 if self._spec.last_logits else tokens.shape[1] - int(real)
             rows.append(np.pad(logits, ((0, 0), (0, missing), (0, 0))))
@@ -118,23 +122,30 @@ class OrtDecoder(Rows):
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """What goes in beside the cache, all int64: tokens and positions [rows, S], the mask [rows, longest past + S].
+    """What goes in beside the cache, all int64: tokens and positions [rows, S], the mask, and `before` [rows].
 
-    Of a row's mask only its sum and its last S columns, which belong to the new tokens, matter.
+    The mask is [rows, longest past + S], of which only a row's sum and its last S columns, which belong to the new
+    tokens, matter; or [rows, columns], each place of the buffer that holds something once the new tokens are in.
     """
 
     input_ids: NDArray[np.int64]
     attention_mask: NDArray[np.int64]
     position_ids: NDArray[np.int64]
+    write_indices: NDArray[np.int64]
 
     @classmethod
-    def of(cls, tokens: NDArray[np.int64], before: NDArray[np.int64], lengths: NDArray[np.int64]) -> _Step:
+    def of(
+        cls, tokens: NDArray[np.int64], before: NDArray[np.int64], lengths: NDArray[np.int64], columns: int | None
+    ) -> _Step:
         past, steps = np.arange(int(before.max())), np.arange(tokens.shape[1])
         held, new = past < before[:, None], steps < lengths[:, None]
+        filled = np.concatenate([held, new], axis=1)
+        mask = filled if columns is None else np.arange(columns) < (before + lengths)[:, None]
         return cls(
             np.ascontiguousarray(tokens, np.int64),
-            np.concatenate([held, new], axis=1).astype(np.int64),
+            mask.astype(np.int64),
             positions(before, lengths, tokens.shape[1]),
+            before.copy(),
         )
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
+from exporters.fused_attention.schema import DOMAIN, OP_TYPE
+
 __all__ = ["Contents", "contents", "operators"]
 
 _TYPE_ATTRIBUTES = frozenset({"to", "output_dtype"})
@@ -16,10 +18,14 @@ _TYPE_ATTRIBUTES = frozenset({"to", "output_dtype"})
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """Domain and type of every node of the main graph, and the ONNX number types that the file names anywhere."""
+    """Domain and type of every node of the main graph, and the ONNX number types that the file names anywhere.
+
+    `turns_integers` says that a `Transpose`, or an attention, which has one in its body, reads dequantized activations.
+    """
 
     operators: frozenset[tuple[str, str]] = frozenset()
     dtypes: frozenset[int] = frozenset()
+    turns_integers: bool = False
 
 
 def contents(path: Path) -> Contents:
@@ -29,12 +35,20 @@ def contents(path: Path) -> Contents:
     except DecodeError:
         return Contents()
     called = frozenset((node.domain, node.op_type) for node in model.graph.node)
-    return Contents(called, frozenset(_dtypes(model)))
+    return Contents(called, frozenset(_dtypes(model)), _turns_integers(model.graph))
 
 
 def operators(path: Path) -> frozenset[tuple[str, str]]:
     """Domain and type of every node of the main graph; none for a file that is no graph."""
     return contents(path).operators
+
+
+def _turns_integers(graph: onnx.GraphProto) -> bool:
+    weights = {tensor.name for tensor in graph.initializer}
+    stored = (node for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] not in weights)
+    dequantized = {node.output[0] for node in stored}
+    turning = (node for node in graph.node if (node.domain, node.op_type) in {(DOMAIN, OP_TYPE), ("", "Transpose")})
+    return any(dequantized & set(node.input) for node in turning)
 
 
 def _dtypes(model: onnx.ModelProto) -> Iterator[int]:

@@ -13,12 +13,12 @@ import onnxruntime as ort
 import psutil
 from numpy.typing import NDArray
 
-from runtimes._onnxruntime.emulation import WEIGHTS_FOLDER, emulated, what_is_emulated
 from runtimes._onnxruntime.failures import as_stage_error
 from runtimes._onnxruntime.feeds import check_feeds, spec_of
 from runtimes._onnxruntime.kernels.register import register_kernels
 from runtimes._onnxruntime.operators import contents
 from runtimes._onnxruntime.saturation import int8_products_saturate, quantizes_activations
+from runtimes._onnxruntime.source import WEIGHTS_FOLDER, source_of
 from toolkit.errors import StageError, UnsupportedError, UsageError
 from toolkit.types import Tensors
 
@@ -44,9 +44,9 @@ class OrtSession:
 
     `threads` is the number of intra-op threads (default: physical cores this process may use); workers spin,
     which is worth a sixth of the speed. Weights are memory-mapped by ONNX Runtime from the file beside the graph.
-    Number types that the CPU provider lacks are emulated in float32, which `ran_on` says.
-    `strict` refuses even arithmetic on shapes on the CPU. Raises UnsupportedError where this build lacks a provider,
-    StageError where the graph is refused, or the first provider does not start, or work would land outside the chain.
+    `strict` refuses even arithmetic on shapes on the CPU. Number types that the CPU provider lacks are emulated in
+    float32, which `ran_on` says. Raises UnsupportedError where this build lacks a provider, StageError where the graph
+    is refused, or the first provider does not start, or work would land outside the chain.
     """
 
     def __init__(
@@ -67,16 +67,17 @@ class OrtSession:
         called = held.operators
         if quantizes_activations(called) and int8_products_saturate():
             options.add_session_config_entry("session.x64quantprecision", "1")
+        if held.turns_integers:
+            # Without it, 1.32 turns int8 into uint8 halfway and then refuses its own graph (onnxruntime#25526).
+            options.add_session_config_entry("session.qdqisint8allowed", "1")
         own = register_kernels(options, called) if names[0] == CPU else ""
         providers = [(name, dict(given)) for name, given in chain]
-        emulation = what_is_emulated(held.dtypes) if names[0] == CPU else ""
         with as_stage_error("session", f"cannot open {path}"):
-            source: str | bytes = str(path)
-            if emulation:
+            source = source_of(path, held, on_cpu=names[0] == CPU)
+            if isinstance(source.content, bytes):
                 options.add_session_config_entry(WEIGHTS_FOLDER, str(path.parent.resolve()))
-                source = emulated(path, held.dtypes)
             # Without this the binding prints the failure of a GPU provider and opens the graph on the CPU instead.
-            self._session: Any = ort.InferenceSession(source, options, providers=providers, enable_fallback=0)
+            self._session: Any = ort.InferenceSession(source.content, options, providers=providers, enable_fallback=0)
         _refuse_other_provider(self._session, names)
         self.placement = _placement(self._session) if names[0] != CPU else {}
         """Nodes by the provider that took them, as ONNX Runtime tells; nothing for a session on the CPU."""
@@ -84,7 +85,7 @@ class OrtSession:
         self.outputs = tuple(spec_of(argument) for argument in self._session.get_outputs())
         self.metadata: Mapping[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
         provided = f"onnxruntime {ort.__version__} {self._session.get_providers()[0]}"
-        self.ran_on = ", ".join(filter(None, [provided, own, emulation]))
+        self.ran_on = ", ".join(filter(None, [provided, own, *source.told]))
 
     def run(self, inputs: Tensors) -> dict[str, NDArray[Any]]:
         """All outputs by name.

@@ -1,65 +1,189 @@
-"""The builder's process: `python -m runtimes._tensorrt.builder job.json report.json`, or `--probe MODULE`.
+"""Compile an ONNX graph with TensorRT or TensorRT-RTX into one engine file a GPU architecture, `engine-<arch>.plan`.
 
-TensorRT can crash the process it runs in, so nobody imports it beside their own work. Progress goes to the standard
-output, TensorRT's warnings and errors to the standard error, the answer into `report.json` when all is done.
+In a bundle this file is called `build_engine.py` and reads `engine.lock.json` beside it:
+
+    python build_engine.py                       for the architectures that the bundle was exported for
+    python build_engine.py --arch sm89           for one
+    python build_engine.py --output FOLDER       elsewhere: `toolkit check` wants the files of a bundle unchanged
+
+It needs Python 3.10 and `tensorrt` 10.14 or later on a GPU, or `tensorrt_rtx` on any machine; nothing else, so it
+imports nothing else. TensorRT can crash the process it runs in: every architecture is compiled in a process of its own.
+Exit codes: 0 built, 2 wrong arguments or recipe, 3 no library, 4 not supported here, 5 refused by the library.
 """
 
 from __future__ import annotations
 
+import argparse
+import hashlib
 import importlib
 import json
-import re
+import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runtimes._tensorrt.job import BuiltEngine, Job, write_atomically
+__all__ = ["CONFIG", "FAILED", "LIBRARIES", "LOCK_FILE", "REFUSED", "main"]
 
-__all__ = ["build_all", "main"]
+LOCK_FILE = "engine.lock.json"
+LIBRARIES = ("tensorrt", "tensorrt_rtx")
+CONFIG: Mapping[str, Any] = {
+    "strongly_typed": True,
+    "decomposable_attention": True,
+    # TensorRT's default rounds the operands of products in fp32 to 10 bits: not what drift was measured on.
+    "tf32": False,
+    # The log lists an engine's kernels only at this verbosity; the engine stays as large.
+    "profiling_verbosity": "DETAILED",
+}
+"""How every network is made; a recipe may say otherwise."""
 
-_KERNEL = re.compile(r"^Name: (?P<name>[^,]*), LayerType: (?P<kind>\w+), Inputs: \[(?P<inputs>.*?)\], Constants:", re.M)
+_FIRST_VERSION = (10, 14)
+"""The first TensorRT whose parser takes the `Attention` operator (onnx-tensorrt, changelog)."""
+_SINCE_10_15 = ("RMSNormalization", "RotaryEmbedding", "TensorScatter")
+REFUSED = 5
+"""The exit code where the library took neither the graph nor the shapes."""
+_BAD_RECIPE, _NO_LIBRARY, _UNSUPPORTED = 2, 3, 4
+_INSTALL = {"tensorrt": "pip install tensorrt", "tensorrt_rtx": "pip install tensorrt-rtx-cu13"}
+FAILED = "FAILED: "
+"""What the last line of the standard error begins with where nothing was built."""
 _PLAN = "Layers:"
-_PRODUCTS = ("gemm", "correlation", "runtime_fusion")
 
 
-class BuildFailedError(Exception):
-    """TensorRT refused; the message holds what it said."""
+class BuildError(Exception):
+    """Nothing was built; the message says why, `code` is what the process exits with."""
+
+    def __init__(self, message: str, code: int = REFUSED) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 def main(arguments: list[str]) -> int:
-    """Run one job file or probe a library; answers the exit code."""
-    if arguments[0] == "--probe":
-        return _probe(arguments[1])
-    job_path, report_path = map(Path, arguments)
+    """Compile what a recipe says, or probe a library; answers the exit code."""
+    options = _parse_arguments(arguments)
     try:
-        built = build_all(Job.from_json(job_path.read_text(encoding="utf-8")))
-    except (BuildFailedError, OSError) as error:
-        _say(f"FAILED {error}", sys.stderr)
-        return 1
-    write_atomically(report_path, json.dumps([asdict(engine) for engine in built]).encode())
+        if options.probe:
+            _probe(options.probe)
+        else:
+            _run(options)
+    except BuildError as error:
+        _say(f"{FAILED}{error}", sys.stderr)
+        return error.code
     return 0
 
 
-def build_all(job: Job) -> list[BuiltEngine]:
-    """Parse once, then compile for every architecture in turn. Raises BuildFailedError with TensorRT's own words."""
-    parsed = _parse(job)
-    attentions = _allow_fallback(parsed)
-    return [_build(parsed, job, architecture, attentions) for architecture in job.architectures]
+def _parse_arguments(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=str(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", type=Path, default=Path(__file__).resolve().with_name(LOCK_FILE))
+    parser.add_argument("--library", choices=LIBRARIES, help="the first of the recipe's that starts here")
+    parser.add_argument("--arch", default="", help="as sm80,sm89; with tensorrt only the GPU of this machine")
+    parser.add_argument("--output", type=Path, help="folder of the engine files, else that of the recipe")
+    parser.add_argument("--report", type=Path, help="file for a JSON report of the one engine built")
+    parser.add_argument("--probe", metavar="MODULE", help="say what a library can do here, and stop")
+    return parser.parse_args(arguments)
 
 
-def _probe(module: str) -> int:
+def _run(options: argparse.Namespace) -> None:
+    recipe = _read_recipe(options.recipe)
+    tool = _start([options.library] if options.library else recipe.get("libraries", LIBRARIES))
+    wanted = tuple(filter(None, options.arch.split(","))) or _default_architectures(tool, recipe)
+    if len(wanted) > 1:
+        _run_each(options, tool, wanted)
+        return
+    folder = options.output or options.recipe.parent
+    report = _build(tool, recipe, options.recipe.parent / recipe["graph"], wanted[0], folder)
+    _say(_compared(report, recipe))
+    if options.report:
+        _write_whole(options.report, json.dumps(report).encode())
+
+
+def _read_recipe(path: Path) -> dict[str, Any]:
     try:
-        trt: Any = importlib.import_module(module)
-        if not trt.Builder(_make_log(trt)):
-            raise BuildFailedError("the builder does not start")
-    except Exception as error:  # whatever the library raises is the reason
-        _say(str(error) or type(error).__name__, sys.stderr)
-        return 1
-    _say(trt.__version__)
-    return 0
+        recipe: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        recipe["graph"], recipe["profiles"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BuildError(f"{path} is no recipe: {error!r}", _BAD_RECIPE) from error
+    return recipe
+
+
+def _run_each(options: argparse.Namespace, tool: _Tool, architectures: tuple[str, ...]) -> None:
+    common = ["--recipe", str(options.recipe), "--library", tool.name]
+    common += ["--output", str(options.output)] if options.output else []
+    codes = {}
+    for architecture in architectures:
+        command = [sys.executable, str(Path(__file__).resolve()), *common, "--arch", architecture]
+        codes[architecture] = subprocess.run(command, check=False).returncode
+    if failed := [f"{architecture} (code {code})" for architecture, code in codes.items() if code]:
+        # A process that crashed has a negative code.
+        worst = max(code if code >= 0 else REFUSED for code in codes.values())
+        raise BuildError(f"no engine for {', '.join(failed)}", worst)
+
+
+def _default_architectures(tool: _Tool, recipe: Mapping[str, Any]) -> tuple[str, ...]:
+    if not tool.offered:
+        return (_device_architecture(),)
+    return tuple(recipe.get("architectures") or ()) or tool.offered
+
+
+def _device_architecture() -> str:
+    command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    try:
+        first = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError) as error:
+        raise BuildError("nvidia-smi does not say which GPU this is; give --arch sm89", _UNSUPPORTED) from error
+    return f"sm{first.replace('.', '')}"
+
+
+@dataclass(frozen=True)
+class _Tool:
+    """A library that starts. `offered` are the architectures it compiles for without one; none: its own GPU only."""
+
+    name: str
+    trt: Any
+    log: Any
+    builder: Any
+    offered: tuple[str, ...]
+
+    @property
+    def version(self) -> tuple[int, ...]:
+        return tuple(int(part) for part in self.trt.__version__.split(".")[:2])
+
+
+def _start(libraries: list[str] | tuple[str, ...]) -> _Tool:
+    """The first library that starts here. Raises BuildError with each one's reason."""
+    problems: list[BuildError] = []
+    for name in libraries:
+        try:
+            return _start_one(name)
+        except BuildError as error:
+            problems.append(error)
+    raise BuildError("; ".join(map(str, problems)), max(problem.code for problem in problems))
+
+
+def _start_one(name: str) -> _Tool:
+    try:
+        trt: Any = importlib.import_module(name)
+    except ImportError as error:
+        command = _INSTALL.get(name, "")
+        raise BuildError(f"{name} is not installed{command and f' ({command})'}: {error}", _NO_LIBRARY) from error
+    log = _make_log(trt)
+    try:
+        builder = trt.Builder(log)
+        config = builder.create_builder_config()
+    except Exception as error:  # whatever the library raises is the reason, as without a GPU
+        raise BuildError(f"{name} does not start: {'; '.join([*log.errors, str(error)])}", _UNSUPPORTED) from error
+    members = trt.ComputeCapability.__members__ if hasattr(config, "num_compute_capabilities") else ()
+    tool = _Tool(name, trt, log, builder, tuple(member.lower() for member in members if member[:2] == "SM"))
+    if name == "tensorrt" and tool.version < _FIRST_VERSION:
+        first = ".".join(map(str, _FIRST_VERSION))
+        raise BuildError(f"{name} {trt.__version__} does not take Attention; {first} is the first", _UNSUPPORTED)
+    return tool
+
+
+def _probe(module: str) -> None:
+    tool = _start_one(module)
+    _say(json.dumps({"version": tool.trt.__version__, "offered": tool.offered}))
 
 
 def _make_log(trt: Any) -> Any:
@@ -82,99 +206,103 @@ def _make_log(trt: Any) -> Any:
     return Log()
 
 
-@dataclass(frozen=True, slots=True)
-class _Parsed:
-    """The network in TensorRT's hands. The parser owns the weights that the network points at."""
+def _build(tool: _Tool, recipe: Mapping[str, Any], graph: Path, architecture: str, folder: Path) -> dict[str, Any]:
+    start = time.perf_counter()
+    config = {**CONFIG, **recipe.get("config", {})}
+    if tool.offered and architecture not in tool.offered:
+        offered = ", ".join(tool.offered)
+        what = f"{tool.name} {tool.trt.__version__} does not compile for {architecture}, only for {offered}"
+        raise BuildError(what, _UNSUPPORTED)
+    _say(f"parsing {graph.name}")
+    # The parser owns the weights that the network points at.
+    network, _parser = _parse(tool, graph, config)
+    attentions = _allow_fallback(tool, network, config)
+    _say(f"compiling for {architecture}")
+    plan = tool.builder.build_serialized_network(network, _configure(tool, recipe, architecture, config))
+    if plan is None:
+        raise BuildError(f"{architecture}: {'; '.join(tool.log.errors) or 'no engine and no reason given'}")
+    path = folder / f"engine-{architecture}.plan"
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_whole(path, memoryview(plan))
+    return {
+        "architecture": architecture,
+        "file": path.name,
+        "sha256": hashlib.sha256(plan).hexdigest(),
+        "bytes": plan.nbytes,
+        "seconds": round(time.perf_counter() - start, 2),
+        "attentions": attentions,
+        "plan": tool.log.plan,
+        "library": tool.name,
+        "version": tool.trt.__version__,
+    }
 
-    trt: Any
-    log: Any
-    builder: Any
-    network: Any
-    parser: Any
+
+def _parse(tool: _Tool, graph: Path, config: Mapping[str, Any]) -> tuple[Any, Any]:
+    flags = tool.trt.NetworkDefinitionCreationFlag
+    # TensorRT 10 needs to be asked for it; from 11 on, and in TensorRT-RTX, no network is typed otherwise.
+    network = tool.builder.create_network(1 << int(flags.STRONGLY_TYPED) if config["strongly_typed"] else 0)
+    parser = tool.trt.OnnxParser(network, tool.log)
+    if not parser.parse_from_file(str(graph)):
+        raise BuildError("; ".join(_parser_errors(tool, parser)) or f"the parser refused {graph}")
+    return network, parser
 
 
-def _parse(job: Job) -> _Parsed:
-    _say("parsing")
-    trt: Any = importlib.import_module(job.library)
-    log = _make_log(trt)
-    builder = trt.Builder(log)
-    network = builder.create_network(0)
-    parser = trt.OnnxParser(network, log)
-    if not parser.parse_from_file(job.graph):
-        raise BuildFailedError("; ".join(_parser_errors(parser)) or "the parser refused the graph")
-    return _Parsed(trt, log, builder, network, parser)
-
-
-def _parser_errors(parser: Any) -> Iterator[str]:
+def _parser_errors(tool: _Tool, parser: Any) -> Iterator[str]:
     for index in range(parser.num_errors):
         error = parser.get_error(index)
-        yield f"{error.node_operator()} '{error.node_name()}': {error.desc()}"
+        late = tool.name == "tensorrt" and tool.version < (10, 15) and error.node_operator() in _SINCE_10_15
+        said = f"{error.node_operator()} '{error.node_name()}': {error.desc()}"
+        yield f"{said} (tensorrt 10.15 is the first that takes it)" if late else said
 
 
-def _allow_fallback(parsed: _Parsed) -> int:
+def _allow_fallback(tool: _Tool, network: Any, config: Mapping[str, Any]) -> int:
     """Let an attention be split where no fused kernel exists, as in fp32; a no-op elsewhere. Answers their number."""
     count = 0
-    for index in range(parsed.network.num_layers):
-        layer = parsed.network.get_layer(index)
-        if layer.type == parsed.trt.LayerType.ATTENTION_INPUT:
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        if layer.type == tool.trt.LayerType.ATTENTION_INPUT:
             # The binding hands out the base class only.
-            layer.__class__ = parsed.trt.IAttentionInputLayer
-            layer.attention.decomposable = True
+            layer.__class__ = tool.trt.IAttentionInputLayer
+            layer.attention.decomposable = config["decomposable_attention"]
             count += 1
     return count
 
 
-def _build(parsed: _Parsed, job: Job, architecture: str, attentions: int) -> BuiltEngine:
-    _say(f"compiling for {architecture}")
-    start = time.perf_counter()
-    plan = _compile(parsed, job, architecture)
-    path = Path(job.folder) / f"engine-{architecture}.plan"
-    write_atomically(path, memoryview(plan))
-    seconds = round(time.perf_counter() - start, 2)
-    _say(f"{architecture}: {plan.nbytes} bytes in {seconds} s")
-    return BuiltEngine(architecture, path.name, plan.nbytes, seconds, attentions, *_read_plan(parsed.log.plan))
-
-
-def _compile(parsed: _Parsed, job: Job, architecture: str) -> Any:
-    log = parsed.log
-    log.plan, log.errors = "", []
-    plan = parsed.builder.build_serialized_network(parsed.network, _configure(parsed, job, architecture))
-    if plan is None:
-        raise BuildFailedError(f"{architecture}: {'; '.join(log.errors) or 'no engine and no reason given'}")
-    return plan
-
-
-def _configure(parsed: _Parsed, job: Job, architecture: str) -> Any:
-    config = parsed.builder.create_builder_config()
-    # The log lists an engine's kernels only at this verbosity; the engine stays as large.
-    config.profiling_verbosity = parsed.trt.ProfilingVerbosity.DETAILED
-    if hasattr(config, "num_compute_capabilities"):
+def _configure(tool: _Tool, recipe: Mapping[str, Any], architecture: str, settings: Mapping[str, Any]) -> Any:
+    config = tool.builder.create_builder_config()
+    config.profiling_verbosity = getattr(tool.trt.ProfilingVerbosity, settings["profiling_verbosity"])
+    if not settings["tf32"]:
+        config.clear_flag(tool.trt.BuilderFlag.TF32)
+    if tool.offered:
         config.num_compute_capabilities = 1
-        config.set_compute_capability(_capability(parsed.trt, architecture), 0)
-    for shapes_of in filter(None, job.profiles):
-        profile = parsed.builder.create_optimization_profile()
+        config.set_compute_capability(getattr(tool.trt.ComputeCapability, architecture.upper()), 0)
+    for shapes_of in filter(None, recipe["profiles"]):
+        profile = tool.builder.create_optimization_profile()
         for name, shapes in shapes_of.items():
-            profile.set_shape(name, *shapes)
+            profile.set_shape(name, *map(tuple, shapes))
         if config.add_optimization_profile(profile) < 0:
-            raise BuildFailedError(f"the shapes {dict(shapes_of)} do not fit the graph's inputs")
+            raise BuildError(f"the shapes {dict(shapes_of)} do not fit the graph's inputs")
     return config
 
 
-def _capability(trt: Any, architecture: str) -> Any:
-    name = architecture.upper()
-    if not hasattr(trt.ComputeCapability, name):
-        raise BuildFailedError(f"{trt.__name__} {trt.__version__} does not compile for {name}")
-    return getattr(trt.ComputeCapability, name)
+def _compared(report: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
+    """What was built, and whether it is what the recipe's lock holds for the same library and version."""
+    said = "{file}: {bytes} bytes in {seconds} s by {library} {version}, sha256 {sha256}".format_map(report)
+    locked = recipe.get("engines", {}).get(report["architecture"])
+    if locked is None or any(recipe.get(key) != report[key] for key in ("library", "version")):
+        return said
+    return f"{said}, {'the same' if locked['sha256'] == report['sha256'] else 'NOT the same'} as in the lock"
 
 
-def _read_plan(plan: str) -> tuple[int | None, int | None, int | None]:
-    """Fused attentions, int8 products and all kernels, counted in the builder's list of what the engine runs."""
-    kernels = list(_KERNEL.finditer(plan))
-    if not kernels:
-        return None, None, None
-    fused = sum("mha" in kernel["name"] for kernel in kernels)
-    products = [kernel for kernel in kernels if kernel["kind"] in _PRODUCTS]
-    return fused, sum("Datatype: Int8" in kernel["inputs"] for kernel in products), len(kernels)
+def _write_whole(path: Path, content: bytes | memoryview) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    except OSError as error:
+        raise BuildError(f"cannot write {path}: {error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _say(text: str, stream: Any = None) -> None:

@@ -3,31 +3,37 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
-from runtimes._tensorrt.job import BuiltEngine, Job, partial_path
+from runtimes._tensorrt import builder
+from runtimes._tensorrt.job import Job, partial_path
+from runtimes._tensorrt.kernels import count_kernels
+from toolkit.compiled import BuiltEngine
 from toolkit.errors import StageError
 
-__all__ = ["Limits", "compile_engines", "probe"]
+__all__ = ["Limits", "Probed", "compile_engines", "probe", "resident", "stop"]
 
 _TAIL = 6
 _POLL_SECONDS = 0.2
 _PROBE_SECONDS = 120
-_ROOT = Path(__file__).resolve().parents[2]
+_STOP_SECONDS = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a build may take: seconds of wall clock, and bytes of resident memory (default: 90% of the machine's)."""
+    """What one architecture's build may take: seconds of wall clock, and bytes of resident memory.
+
+    The default for memory is 90% of the machine's.
+    """
 
     seconds: float = 3600.0
     memory: int | None = None
@@ -39,88 +45,128 @@ class Limits:
 
 
 def compile_engines(job: Job, limits: Limits | None = None) -> list[BuiltEngine]:
-    """Run the job; answers one entry an architecture, in order, whose files lie in `job.folder`.
+    """Run the job, each architecture in a process of its own; answers one entry each, with files in `job.folder`.
 
-    Raises StageError with the last lines of the builder's log where it refuses, crashes, or passes a limit;
-    no engine of the job is left then.
+    The limits hold for each. Raises StageError that names the architecture, with the last lines of the builder's log,
+    where it refuses, crashes, or passes a limit; no engine of the job is left then.
     """
-    with tempfile.TemporaryDirectory(prefix="toolkit-trt-") as scratch:
-        request, report = Path(scratch) / "job.json", Path(scratch) / "report.json"
-        log = Path(scratch) / "log.txt"
-        request.write_text(job.to_json(), encoding="utf-8")
-        try:
-            problem = _watch([str(request), str(report)], log, limits or Limits())
-            if problem:
-                raise StageError("build", f"{problem}: {_tail(log)}", hint=_hint(job))
-            return [BuiltEngine(**entry) for entry in json.loads(report.read_text(encoding="utf-8"))]
-        except BaseException:
-            _remove_engines(job)
-            raise
+    try:
+        with tempfile.TemporaryDirectory(prefix="toolkit-trt-") as scratch:
+            recipe = Path(scratch) / "recipe.json"
+            recipe.write_text(job.recipe(), encoding="utf-8")
+            return [_compile(job, recipe, architecture, limits or Limits()) for architecture in job.architectures]
+    except BaseException:
+        _remove_engines(job)
+        raise
 
 
-def probe(module: str) -> tuple[str, str]:
-    """The library's version and an empty reason where its builder starts; else an empty version and the reason."""
+def _compile(job: Job, recipe: Path, architecture: str, limits: Limits) -> BuiltEngine:
+    report, log = recipe.with_name(f"{architecture}.json"), recipe.with_name(f"{architecture}.txt")
+    arguments = ["--recipe", recipe, "--library", job.library, "--arch", architecture]
+    problem, hint = _watch([*map(str, arguments), "--output", job.folder, "--report", str(report)], log, limits)
+    if problem:
+        raise StageError("build", f"{architecture}: {problem}: {_tail(log)}", hint=hint or _hint(job))
+    answer = json.loads(report.read_text(encoding="utf-8"))
+    counts = count_kernels(answer["plan"])
+    return BuiltEngine(
+        architecture=architecture,
+        file=answer["file"],
+        bytes=answer["bytes"],
+        seconds=answer["seconds"],
+        attentions=answer["attentions"],
+        sha256=answer["sha256"],
+        profiles=max(sum(map(bool, job.profiles)), 1),
+        fused_attentions=counts.fused_attentions if counts else None,
+        gemms=counts.gemms if counts else None,
+        kernels=counts.kernels if counts else None,
+        int8_attentions=counts.int8_attentions if counts else None,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """A library's version and the architectures it compiles for (none: its own GPU's only), or why it does not."""
+
+    version: str = ""
+    offered: tuple[str, ...] = ()
+    reason: str = ""
+
+
+def probe(module: str) -> Probed:
+    """Start the library's builder in a process of its own."""
     try:
         done = subprocess.run(
-            _command(["--probe", module]),
-            capture_output=True,
-            text=True,
-            timeout=_PROBE_SECONDS,
-            env=_environment(),
-            check=False,
+            _command(["--probe", module]), capture_output=True, text=True, timeout=_PROBE_SECONDS, check=False
         )
     except subprocess.TimeoutExpired:
-        return "", f"{module} did not start in {_PROBE_SECONDS} s"
-    lines = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
-    last = lines[-1] if lines else f"it ended with code {done.returncode}"
-    return (last, "") if done.returncode == 0 else ("", f"{module} does not start: {last}")
+        return Probed(reason=f"{module} did not start in {_PROBE_SECONDS} s")
+    if done.returncode:
+        silent = f"{module} does not start: it ended with code {done.returncode}"
+        last = (done.stderr.strip().splitlines() or [silent])[-1]
+        return Probed(reason=last.removeprefix(builder.FAILED))
+    answer = json.loads(done.stdout.strip().splitlines()[-1])
+    return Probed(answer["version"], tuple(answer["offered"]))
 
 
 def _command(arguments: list[str]) -> list[str]:
-    return [sys.executable, "-m", "runtimes._tensorrt.builder", *arguments]
+    # Our own modules beside it must not stand in for anybody's of the same name.
+    return [sys.executable, "-P", builder.__file__, *arguments]
 
 
-def _environment() -> dict[str, str]:
-    paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH", "")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-
-
-def _watch(arguments: list[str], log: Path, limits: Limits) -> str:
-    """Run the builder to its end; answers what went wrong, or nothing."""
+def _watch(arguments: list[str], log: Path, limits: Limits) -> tuple[str, str]:
+    """Run the builder to its end; answers what went wrong and what to do about it, or nothing."""
     with log.open("wb") as stream:
-        process = subprocess.Popen(_command(arguments), stdout=stream, stderr=stream, env=_environment())
+        process = subprocess.Popen(_command(arguments), stdout=stream, stderr=stream)
         try:
             problem = _wait(process, limits)
         finally:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
-    return problem or _verdict(process.returncode)
+            stop(process)
+    return problem if problem[0] else (_verdict(process.returncode), "")
 
 
-def _wait(process: subprocess.Popen[bytes], limits: Limits) -> str:
+def _wait(process: subprocess.Popen[bytes], limits: Limits) -> tuple[str, str]:
     start = time.monotonic()
     while process.poll() is None:
         if time.monotonic() - start > limits.seconds:
-            return f"TensorRT's builder took longer than the limit of {limits.seconds:g} s and was stopped"
-        used = _resident(process.pid)
-        if used > limits.bytes:
-            return (
-                f"TensorRT's builder used {used >> 20} MiB, "
-                f"more than the limit of {limits.bytes >> 20} MiB, and was stopped"
-            )
+            what = f"TensorRT's builder took longer than the limit of {limits.seconds:g} s and was stopped"
+            return what, f"Allow it more seconds: --build-timeout {max(2 * limits.seconds, 60):g}."
+        used = resident(process.pid) >> 20
+        if used > limits.bytes >> 20:
+            most = limits.bytes >> 20
+            what = f"TensorRT's builder used {used} MiB, more than the limit of {most} MiB, and was stopped"
+            return what, f"Allow it more MiB: --build-memory {2 * used}."
         try:
             process.wait(_POLL_SECONDS)
         except subprocess.TimeoutExpired:
             continue
-    return ""
+    return "", ""
 
 
-def _resident(pid: int) -> int:
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process and all below it, and wait for its end."""
+    family = _family(process.pid) if process.poll() is None else []
+    for one in family:
+        with suppress(psutil.Error):
+            one.kill()
+    process.wait()
+    psutil.wait_procs(family[1:], timeout=_STOP_SECONDS)
+
+
+def resident(pid: int) -> int:
+    """Bytes of memory that a process and all below it hold now."""
+    sizes = []
+    for process in _family(pid):
+        with suppress(psutil.Error):
+            sizes.append(int(process.memory_info().rss))
+    return sum(sizes)
+
+
+def _family(pid: int) -> list[psutil.Process]:
     try:
-        return int(psutil.Process(pid).memory_info().rss)
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
     except psutil.Error:
-        return 0
+        return []
 
 
 def _verdict(code: int) -> str:
@@ -128,7 +174,7 @@ def _verdict(code: int) -> str:
         return ""
     if code < 0:
         return f"TensorRT's builder crashed with {signal.Signals(-code).name}"
-    return "TensorRT refused the graph"
+    return "TensorRT refused the graph" if code == builder.REFUSED else "TensorRT's builder did not start"
 
 
 def _tail(log: Path) -> str:

@@ -6,7 +6,7 @@ import ctypes
 import sys
 from dataclasses import dataclass
 
-__all__ = ["Device", "devices"]
+__all__ = ["Device", "devices", "driver_version"]
 
 _DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 _MAJOR, _MINOR = 75, 76
@@ -34,6 +34,17 @@ def devices() -> tuple[tuple[Device, ...], str]:
     driver.cuDeviceGetCount(ctypes.byref(count))
     found = tuple(_device(driver, index) for index in range(count.value))
     return found, "" if found else "the NVIDIA driver shows no device"
+
+
+def driver_version() -> str:
+    """The newest CUDA that the driver knows, as `13.0`; empty where no driver is installed."""
+    try:
+        driver = ctypes.CDLL(_DRIVER)
+    except OSError:
+        return ""
+    version = ctypes.c_int()
+    driver.cuDriverGetVersion(ctypes.byref(version))
+    return f"{version.value // 1000}.{version.value % 1000 // 10}"
 
 
 def _device(driver: ctypes.CDLL, index: int) -> Device:

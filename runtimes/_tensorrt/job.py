@@ -1,12 +1,15 @@
-"""What the builder's process is asked and what it answers, as JSON files."""
+"""What the builder's process is asked, as a JSON file, and files that are whole or absent."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from runtimes._tensorrt.builder import CONFIG
+from toolkit.compiled import BuiltEngine
 
 __all__ = ["BuiltEngine", "Job", "Profile", "partial_path", "write_atomically"]
 
@@ -27,37 +30,12 @@ class Job:
     folder: str
     architectures: tuple[str, ...]
     profiles: tuple[Mapping[str, Profile], ...]
+    config: Mapping[str, Any] = field(default_factory=lambda: dict(CONFIG))
 
-    def to_json(self) -> str:
-        return json.dumps(asdict(self), sort_keys=True)
-
-    @classmethod
-    def from_json(cls, text: str) -> Job:
-        plain: dict[str, Any] = json.loads(text)
-        plain["architectures"] = tuple(plain["architectures"])
-        plain["profiles"] = tuple(
-            {name: tuple(map(tuple, shapes)) for name, shapes in profile.items()} for profile in plain["profiles"]
-        )
-        return cls(**plain)
-
-
-@dataclass(frozen=True, slots=True)
-class BuiltEngine:
-    """One compiled file. Sizes in bytes; `kernels` counts the builder's own plan, where its log tells it.
-
-    `attentions` of the graph became `fused_attentions` single kernels; `int8_products` are matrix products and
-    convolutions with int8 operands. All three count every profile's kernels, and are None where the log did not list
-    them.
-    """
-
-    architecture: str
-    file: str
-    bytes: int
-    seconds: float
-    attentions: int
-    fused_attentions: int | None = None
-    int8_products: int | None = None
-    kernels: int | None = None
+    def recipe(self) -> str:
+        """What `builder.py` reads, as JSON."""
+        graph = str(Path(self.graph).absolute())
+        return json.dumps({"graph": graph, "profiles": list(self.profiles), "config": dict(self.config)})
 
 
 def partial_path(path: Path) -> Path:

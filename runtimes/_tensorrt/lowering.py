@@ -14,8 +14,10 @@ from runtimes._tensorrt.rules.biases import fold_biases
 from runtimes._tensorrt.rules.byte_inputs import cast_byte_inputs
 from runtimes._tensorrt.rules.functions import inline_functions
 from runtimes._tensorrt.rules.half import half_elsewhere
+from runtimes._tensorrt.rules.int8_attention import lower_int8_attention
 from runtimes._tensorrt.rules.opset import lower_opset
 from runtimes._tensorrt.rules.signed import sign_quantization
+from runtimes._tensorrt.rules.static_cache import static_spec
 from toolkit.errors import StageError
 from toolkit.hashing import data_path, graph_sha256
 from toolkit.types import DEFAULT_OPTIONS, LoweredGraph, QuantizedGraph, Samples, Step, TargetOptions
@@ -36,6 +38,7 @@ def lower_graph(
 ) -> LoweredGraph:
     """Write `model.onnx`, weights beside it, into `folder`; weights that no rule touches are streamed.
 
+    With a static cache the answer's spec has the graph's own inputs and outputs, which differ from the model's.
     `tensorrt10` keeps to what TensorRT 10's parser takes from 10.6 on: decomposed attention and opset 22.
     It leaves the precisions as they are, for a network that is weakly typed.
     Raises UnsupportedError that names nodes which TensorRT would refuse or misread, StageError where the graph
@@ -48,20 +51,34 @@ def lower_graph(
         model = ir.load(graph.path)
     except Exception as error:  # protobuf and onnx_ir share no base class for a bad file
         raise StageError("lower", f"cannot read {graph.path}: {error}", hint="Export the model again.") from error
-    steps = lower_model(model, options.architectures, tensorrt10=tensorrt10)
+    static = graph.spec.decoder is not None and options.cache == "static"
+    length = graph.spec.dims["total_sequence"].max if static else None
+    steps = lower_model(model, samples, options.architectures, cache_length=length, tensorrt10=tensorrt10)
+    spec = static_spec(graph.spec, model) if static else graph.spec
     _write(model, path)
-    return LoweredGraph(path, graph_sha256(path), graph.spec, (*graph.steps, *steps), graph.scheme, runtime)
+    return LoweredGraph(path, graph_sha256(path), spec, (*graph.steps, *steps), graph.scheme, runtime)
 
 
-def lower_model(model: ir.Model, architectures: Sequence[str] = (), *, tensorrt10: bool = False) -> list[Step]:
-    """Rewrite the model in place. Raises UnsupportedError where TensorRT would refuse or misread the result."""
+def lower_model(
+    model: ir.Model,
+    samples: Samples | None = None,
+    architectures: Sequence[str] = (),
+    *,
+    cache_length: int | None = None,
+    tensorrt10: bool = False,
+) -> list[Step]:
+    """Rewrite the model in place; with `cache_length` its cache becomes buffers of so many positions.
+
+    Raises UnsupportedError where TensorRT would refuse or misread the result.
+    """
     steps = [
         *cast_byte_inputs(model),
         *sign_quantization(model),
         *fold_biases(model),
         # The network that ONNX Runtime hands to TensorRT 10 is weakly typed: its builder chooses half precision.
-        *([] if tensorrt10 else half_elsewhere(model)),
-        *lower_attention(model, decomposed=tensorrt10),
+        *([] if tensorrt10 else half_elsewhere(model, samples)),
+        *lower_int8_attention(model),
+        *lower_attention(model, cache_length=cache_length, decomposed=tensorrt10),
         *inline_functions(model),
     ]
     RemoveUnusedNodesPass()(model)

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from runtimes._tensorrt.architectures import refuse, suited
-from runtimes._tensorrt.compile import Limits, compile_engines, probe
-from runtimes._tensorrt.devices import devices
-from runtimes._tensorrt.job import BuiltEngine, Job, Profile
+from runtimes._tensorrt.compile import Limits, compile_engines
+from runtimes._tensorrt.devices import devices, driver_version
+from runtimes._tensorrt.job import Job
+from runtimes._tensorrt.libraries import RTX, Builder, Library, choose
+from runtimes._tensorrt.lock import EngineLock, locked, write_lock
 from runtimes._tensorrt.lowering import lower_graph
+from runtimes._tensorrt.profiles import profiles_of
+from runtimes._tensorrt.rebuild import rebuild
+from runtimes._tensorrt.script import tool_command, write_script
 from runtimes._tensorrt.session import EngineSession
+from toolkit.compiled import BuiltEngine, Rebuild, describe_built
 from toolkit.errors import StageError, UnsupportedError
 from toolkit.generation.session_decoder import SessionDecoder
+from toolkit.generation.static_cache import growing
 from toolkit.types import (
     DEFAULT_OPTIONS,
     Decoder,
     DecoderSpec,
-    Dim,
     Engine,
     LoweredGraph,
-    ModelSpec,
     QuantizedGraph,
     Readiness,
     Samples,
@@ -37,27 +41,7 @@ __all__ = ["ARCHITECTURES", "TensorRT", "profiles_of"]
 ARCHITECTURES = ("sm80", "sm86", "sm89", "sm120")
 """What is compiled for where the library needs no device: A100, RTX 30, RTX 40, RTX 50."""
 
-Library = Literal["tensorrt", "tensorrt_rtx"]
-
-_RTX: Library = "tensorrt_rtx"
-_FIRST_VERSION = 11
-_CHUNK = 512
-"""The longest chunk of a prompt behind a past: what generation feeds at once."""
-_INSTALL_RTX = "pip install 'tensorrt-rtx-cu13>=1.7'"
-_INSTALL_TENSORRT = "pip install 'tensorrt-cu13>=11' --extra-index-url https://pypi.nvidia.com"
-_STAND_IN = (
-    "compiled by TensorRT-RTX in TensorRT's place: that its parser takes the graph does not prove that TensorRT 11's "
-    "does, and the engine files run on the TensorRT-RTX runtime"
-)
-
-
-@dataclass(frozen=True, slots=True)
-class _Builder:
-    """The library that compiles here; `library` is None, and `reason` says why, where none does."""
-
-    library: Library | None
-    version: str
-    reason: str
+_PLAN = ".plan"
 
 
 class TensorRT:
@@ -86,25 +70,56 @@ class TensorRT:
 
         Raises UnsupportedError that names the nodes it would refuse or misread.
         """
-        return lower_graph(graph, folder, self._name, samples, options)
+        architectures = self._architectures(graph.scheme, options)
+        return lower_graph(graph, folder, self._name, samples, replace(options, architectures=architectures))
+
+    def check_options(self, options: TargetOptions, scheme: str) -> None:
+        """Raise UnsupportedError for an architecture that lacks the scheme's number type, or that the library lacks."""
+        refuse(scheme, options.architectures)
+        builder = self._builder
+        odd = [name for name in options.architectures if builder.library and name not in builder.offered]
+        if odd:
+            raise UnsupportedError(
+                f"{self._name}-{scheme}: {builder.library} {builder.version} does not compile for {', '.join(odd)}",
+                hint=f"It compiles for: {', '.join(builder.offered)}.",
+            )
 
     def build(self, graph: LoweredGraph, options: TargetOptions = DEFAULT_OPTIONS) -> Engine:
-        """Compile one engine file an architecture beside the graph, in a process of its own.
+        """Compile one engine file an architecture beside the graph, each in a process of its own.
 
-        Raises StageError where the library refuses or crashes, or the int8 engine holds no int8 kernel;
+        The lock and the script that builds elsewhere go beside it too; where no library compiles here, they are all
+        that there is. Raises StageError where the library refuses or crashes, or the int8 engine holds no int8 kernel;
         UnsupportedError where an architecture cannot run the scheme.
         """
-        refuse(graph.scheme, options.architectures)
-        builder, profiles = self._builder, profiles_of(graph.spec)
-        if builder.library is None:
-            command = _trtexec(graph.path, profiles)
-            reason = f"{builder.reason}. On a machine with TensorRT: {command}"
-            return Engine(graph, "graph-only", "none", reason=reason, details={"command": command})
-        architectures = options.architectures or _own_choice(graph.scheme, builder.library)
-        job = Job(builder.library, str(graph.path), str(graph.path.parent), architectures, profiles)
-        built = compile_engines(job, self._limits or Limits(options.seconds, options.memory))
-        _demand_int8(graph, built)
-        return self._described(graph, builder, built)
+        builder, profiles, folder = self._builder, profiles_of(graph.spec), graph.path.parent
+        architectures = self._architectures(graph.scheme, options)
+        built: list[BuiltEngine] = []
+        if builder.library:
+            job = Job(builder.library, str(graph.path), str(folder), architectures, profiles)
+            built = compile_engines(job, self._limits or Limits(options.seconds, options.memory))
+            _demand_int8(graph, built)
+        lock = EngineLock(
+            graph=graph.path.name,
+            graph_sha256=graph.sha256,
+            libraries=self._libraries,
+            library=builder.library or "",
+            version=builder.version,
+            driver=driver_version(),
+            profiles=profiles,
+            architectures=architectures,
+            engines=locked(built),
+        )
+        script, lock_file = write_script(folder), write_lock(folder, lock)
+        command = tool_command(self._libraries[0], graph.path.name, profiles)
+        carried = {"script": str(script), "lock": str(lock_file), "command": command}
+        if builder.library:
+            return self._described(graph, builder, built, carried)
+        reason = f"{builder.reason}. Where TensorRT is: python {script}, or {command}"
+        return Engine(graph, "graph-only", "none", (script, lock_file), reason, carried)
+
+    def rebuild(self, folder: Path, options: TargetOptions = DEFAULT_OPTIONS) -> Rebuild:
+        """Build the engines of the bundle in `folder` again and compare; see `runtimes._tensorrt.rebuild`."""
+        return rebuild(folder, self._limits or Limits(options.seconds, options.memory))
 
     def session(self, folder: Path, engine: Mapping[str, Any]) -> Session:
         """Open the engine file of this machine's device.
@@ -112,53 +127,57 @@ class TensorRT:
         Raises UnsupportedError where there is no device or no file for it, MissingDependencyError without the
         library, StageError where the file does not load.
         """
-        return self._open(folder, engine)
+        return growing(self._open(folder, engine))
 
     def _open(self, folder: Path, engine: Mapping[str, Any]) -> EngineSession:
         found, why = devices()
-        if not engine.get("files"):
+        names = {Path(file).stem.removeprefix("engine-"): file for file in engine["files"] if file.endswith(_PLAN)}
+        if not names:
             raise UnsupportedError(f"there is no {self._name} engine, only its graph: {engine.get('reason', '')}")
         if not found:
             raise UnsupportedError(f"a {self._name} engine needs an NVIDIA GPU: {why}")
-        names = {Path(file).stem.removeprefix("engine-"): file for file in engine["files"]}
         if found[0].architecture not in names:
             raise UnsupportedError(
                 f"no engine for {found[0].name} ({found[0].architecture})",
                 hint=f"The bundle has: {', '.join(names)}. Export again on this machine.",
             )
-        library = engine.get("details", {}).get("library", _RTX)
+        library = engine.get("details", {}).get("library", RTX)
         return EngineSession(folder / names[found[0].architecture], library, found[0])
 
     def decoder(self, folder: Path, engine: Mapping[str, Any], spec: DecoderSpec, *, limit: int, rows: int) -> Decoder:
         """The engine with its cache fed back from each step to the next; raises as `session` does."""
-        session = self._open(folder, engine)
+        session = growing(self._open(folder, engine))
         return SessionDecoder(session, session.inputs, spec, limit=limit, rows=rows)
 
+    def _architectures(self, scheme: str, options: TargetOptions) -> tuple[str, ...]:
+        """What was asked for, or the usual ones that can run the scheme."""
+        own = options.architectures or _architectures(self._builder)
+        chosen = suited(scheme, own)
+        # Whoever asked for one that cannot is told; where nobody asked, only a lone device that is too old is an error.
+        if options.architectures or not chosen:
+            refuse(scheme, own)
+        return chosen
+
     @cached_property
-    def _builder(self) -> _Builder:
-        reasons: list[str] = []
-        for library in self._libraries:
-            version, reason = _try(library)
-            if not reason:
-                return _Builder(library, version, "; ".join([*reasons, *self._caveat(library)]))
-            reasons.append(reason)
-        return _Builder(None, "", "; ".join(reasons))
+    def _builder(self) -> Builder:
+        return choose(self._libraries)
 
-    def _caveat(self, library: Library) -> list[str]:
-        return [_STAND_IN] if library != self._libraries[0] else []
-
-    def _described(self, graph: LoweredGraph, builder: _Builder, built: list[BuiltEngine]) -> Engine:
+    def _described(
+        self, graph: LoweredGraph, builder: Builder, built: list[BuiltEngine], carried: Mapping[str, str]
+    ) -> Engine:
         details = {
             "library": builder.library,
             "version": builder.version,
             "stands_in_for": self._libraries[0] if builder.library != self._libraries[0] else "",
-            "engines": {engine.architecture: asdict(engine) for engine in built},
+            **carried,
+            "engines": {engine.architecture: engine.as_json() for engine in built},
         }
-        files = tuple(Path(engine.file) for engine in built)
+        files = tuple(map(Path, (*(engine.file for engine in built), carried["script"], carried["lock"])))
         label = f"{builder.library} {builder.version}"
         unrun = self._unrun(graph.path.parent, files, details)
         reason = "; ".join(filter(None, [f"not run here: {unrun}" if unrun else "", builder.reason]))
-        return Engine(graph, "built" if unrun else "executed", label, files, reason, details)
+        said = describe_built(built)
+        return Engine(graph, "built" if unrun else "executed", label, files, reason, details, said)
 
     def _unrun(self, folder: Path, files: tuple[Path, ...], details: Mapping[str, Any]) -> str:
         """Why the engine cannot be opened on this machine, or nothing."""
@@ -169,83 +188,14 @@ class TensorRT:
         return ""
 
 
-def profiles_of(spec: ModelSpec) -> tuple[dict[str, Profile], ...]:
-    """The smallest, usual and largest shape of every input with a dynamic dimension, once for each way of use.
-
-    A language model has three: prefill, with an empty cache; several tokens after a past, as chunks of a prompt and
-    speculative decoding have; and decoding, one token after a past, the only one with TensorRT's single-query kernel.
-    Raises StageError for a dimension without a range.
-    """
-    if spec.decoder is None:
-        return (_profile(spec, spec.dims),)
-    return tuple(_profile(spec, dims) for dims in _uses(spec.dims))
-
-
-def _uses(dims: Mapping[str, Dim]) -> tuple[dict[str, Dim], ...]:
-    sequence, total = dims["sequence"], dims["total_sequence"]
-    longest = min(sequence.max, total.max)
-    prompt = Dim(min(sequence.min, longest), min(sequence.opt, longest), longest)
-    most = max(1, min(sequence.max, _CHUNK, total.max // 2))
-    chunk = Dim(1, min(sequence.opt, most), most)
-    behind = total.max - most
-    long = Dim(1, min(max(total.opt - 1, 1), total.max - 1), total.max - 1)
-    uses = [
-        (prompt, Dim(0, 0, 0)),
-        (chunk, Dim(1, min(chunk.opt, behind), behind)),
-        (Dim(1, 1, 1), long),
-    ]
-    return tuple({**dims, **_lengths(new, past)} for new, past in uses if past.max or new is prompt)
-
-
-def _lengths(new: Dim, past: Dim) -> dict[str, Dim]:
-    """TensorRT checks the graph at each corner, so the whole must be the sum of its parts there."""
-    whole = Dim(new.min + past.min, new.opt + past.opt, new.max + past.max)
-    return {"sequence": new, "past_sequence": past, "total_sequence": whole}
-
-
-def _profile(spec: ModelSpec, dims: Mapping[str, Dim]) -> dict[str, Profile]:
-    dynamic = [tensor for tensor in spec.inputs if any(isinstance(dim, str) for dim in tensor.shape)]
-    missing = {dim for tensor in dynamic for dim in tensor.shape if isinstance(dim, str) and dim not in dims}
-    if missing:
-        names = ", ".join(sorted(missing))
-        raise StageError("build", f"no range for: {names}", hint="Give one as --dim batch=1:8:64.")
-
-    def shape(sizes: tuple[int | str, ...], which: str) -> tuple[int, ...]:
-        return tuple(int(getattr(dims[size], which)) if isinstance(size, str) else size for size in sizes)
-
-    return {
-        tensor.name: (shape(tensor.shape, "min"), shape(tensor.shape, "opt"), shape(tensor.shape, "max"))
-        for tensor in dynamic
-    }
-
-
-def _try(library: Library) -> tuple[str, str]:
-    """The version of a library that compiles here, or the reason why it does not."""
-    if importlib.util.find_spec(library) is None:
-        command = _INSTALL_RTX if library == _RTX else _INSTALL_TENSORRT
-        return "", f"{library} is not installed ({command})"
-    if library != _RTX and not devices()[0]:
-        return "", f"{library} compiles on a GPU only: {devices()[1]}"
-    version, reason = probe(library)
-    if not reason and library != _RTX and int(version.partition(".")[0]) < _FIRST_VERSION:
-        return "", f"{library} {version} is older than {_FIRST_VERSION} ({_INSTALL_TENSORRT})"
-    return version, reason
-
-
-def _architectures(library: Library) -> tuple[str, ...]:
+def _architectures(builder: Builder) -> tuple[str, ...]:
+    """Those of this machine and, where the library needs no device for it, the usual ones."""
     present = tuple(device.architecture for device in devices()[0][:1])
-    if library != _RTX:
+    if builder.library not in (None, RTX):
         return present
-    return ARCHITECTURES + tuple(architecture for architecture in present if architecture not in ARCHITECTURES)
-
-
-def _own_choice(scheme: str, library: Library) -> tuple[str, ...]:
-    """What is compiled for where nobody asked. Raises UnsupportedError where the one device here is too old."""
-    own = _architectures(library)
-    chosen = suited(scheme, own)
-    if not chosen:
-        refuse(scheme, own)
-    return chosen
+    usual = tuple(name for name in ARCHITECTURES if builder.library is None or name in builder.offered)
+    here = tuple(name for name in present if name not in usual and (not builder.offered or name in builder.offered))
+    return usual + here
 
 
 def _demand_int8(graph: LoweredGraph, built: list[BuiltEngine]) -> None:
@@ -258,13 +208,3 @@ def _demand_int8(graph: LoweredGraph, built: list[BuiltEngine]) -> None:
             f"no matrix product runs in int8 on {', '.join(empty)}",
             hint="Export with the scheme fp16, or report the model: its Q/DQ nodes are not what TensorRT fuses.",
         )
-
-
-def _trtexec(path: Path, profiles: tuple[Mapping[str, Profile], ...]) -> str:
-    parts = [f"trtexec --onnx={path.name} --saveEngine=engine.plan"]
-    for number, shapes_of in enumerate(profiles):
-        parts += [f"--profile={number}"] if len(profiles) > 1 else []
-        for index, flag in enumerate(("minShapes", "optShapes", "maxShapes")):
-            shapes = ",".join(f"{name}:{'x'.join(map(str, profile[index]))}" for name, profile in shapes_of.items())
-            parts += [f"--{flag}={shapes}"] if shapes else []
-    return " ".join(parts)

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from runtimes._onnxruntime.gpu import TENSORRT
 from runtimes._onnxruntime.provider_options import ProviderOptions, within
-from runtimes._tensorrt.runtime import profiles_of
+from runtimes._tensorrt.profiles import profiles_of
 from toolkit.types import ModelSpec
 
 __all__ = ["TensorrtOptions", "for_graph", "with_cache"]

@@ -19,7 +19,7 @@ from toolkit.pipeline import export
 from toolkit.plan import Request, plan
 from toolkit.plugins import listing
 from toolkit.target import all_targets, parse_target
-from toolkit.types import Kind
+from toolkit.types import Kind, TargetOptions
 
 SIZES: dict[str, Any] = {
     "hidden_size": 64,
@@ -41,28 +41,6 @@ GENERIC: dict[str, dict[str, Any]] = {
 
 DECODER = "llama"
 
-OWN_MODULE = """
-import torch
-from torch import nn
-
-
-class Own(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.project = nn.Linear(32, 96)
-        self.mix = nn.Linear(32, 32)
-
-    def forward(self, x):
-        q, k, v = (part.unflatten(-1, (2, 16)).transpose(1, 2) for part in self.project(x).chunk(3, dim=-1))
-        y = nn.functional.scaled_dot_product_attention(q, k, v)
-        return {"y": self.mix(y.transpose(1, 2).flatten(2))}
-
-
-def make():
-    torch.manual_seed(0)
-    return Own(), {"x": torch.randn(2, 7, 32)}
-"""
-
 
 def subjects() -> Iterator[Any]:
     for name, entry in listing("model_zoo").items():
@@ -80,10 +58,10 @@ def subjects() -> Iterator[Any]:
 
 
 @pytest.fixture
-def model(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def model(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_module: str) -> str:
     """What to give `--model`: a saved tiny model, a factory, or a short name that is built in."""
     if request.param == "module":
-        (tmp_path / "own_contract.py").write_text(OWN_MODULE, encoding="utf-8")
+        (tmp_path / "own_contract.py").write_text(own_module, encoding="utf-8")
         monkeypatch.syspath_prepend(str(tmp_path))
         return "own_contract:make"
     if request.param in {name for entry in listing("model_zoo").values() for name in entry.literals.get("NAMES", ())}:
@@ -107,14 +85,17 @@ def targets_of(kind: Kind) -> list[str]:
     out; int4 of the others differs from their fp16 in the weights alone.
     """
     once = TRT_DECODER if kind == "decoder" else TRT_ONCE
-    return [name for name in map(str, all_targets(kind)) if name in once or not name.startswith("trt")]
+    names = [str(target) for target in all_targets(kind)]
+    return [name for name in names if name in once or not name.startswith("trt")]
 
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("model", list(subjects()), indirect=True)
 def test_every_target_of_a_family_exports_and_checks(model: str, tmp_path: Path) -> None:
     targets = targets_of(resolve(model).kind)
-    the_plan = plan(Request(model=model, targets=targets, output=tmp_path / "out", dims={}))
+    # One architecture, which every scheme takes: each is compiled in a process of its own, all by the same code.
+    options = TargetOptions(architectures=("sm120",))
+    the_plan = plan(Request(model=model, targets=targets, output=tmp_path / "out", dims={}, options=options))
     folders = export(the_plan)
     assert len(folders) == len(targets)
     for folder, target in zip(folders, targets, strict=True):

@@ -191,6 +191,25 @@ def test_an_attention_whose_keys_overflow_runs_in_fp32():
     assert mixed(model) == []
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_one_attention_whose_scores_overflow_runs_in_fp32_and_the_other_does_not(masked):
+    b = Builder()
+    x = graph_input("x", ["batch", TOKENS, WIDTH])
+    causal = b.weight("causal", np.triu(np.full((TOKENS, TOKENS), -np.inf, np.float32), 1)) if masked else None
+    y = b.op("Add", b.attention(x, "first", causal), x)
+    result = b.op("Add", b.attention(y, "second", causal), y)
+    model = b.model([x], {"y": result}, y=["batch", TOKENS, WIDTH])
+    for name in ("q_proj", "k_proj"):
+        model.graph.initializers[f"second.{name}.weight"].const_value.numpy()[:] *= 300
+    feed = {"x": mask_feed()["x"]}
+    before = run(model, feed)["y"]
+    steps = SCHEME.apply(model, SPEC, calibration(feed), {})
+    assert [dtypes(node) for node in by_type(model, "FusedAttention")] == [{HALF}, {FULL}]
+    assert step(steps, "kept in fp32: scores").reason.startswith("FusedAttention of second: |q·kᵀ·scale| reached")
+    onnx.checker.check_model(ir.to_proto(model), full_check=True)
+    assert sqnr(before, run(model, feed)["y"]) > 50
+
+
 def test_an_output_that_is_also_read_inside_comes_out_as_fp32():
     b = Builder()
     x = graph_input("x", ["batch", WIDTH])

@@ -11,6 +11,8 @@ import pytest
 from quantize_graphs import SPEC, Builder, by_type, graph_input, images, run, save_exported, sqnr, vision_model
 
 from quantize import quantize
+from quantize.nodes import module_path
+from quantize.residuals import residual_sums, residuals_in_float
 from quantize.schemes.int8 import SCHEME as STATIC
 from quantize.schemes.int8_dynamic import SCHEME as DYNAMIC
 from toolkit.errors import StageError, UsageError
@@ -43,7 +45,22 @@ def test_every_linear_and_the_patch_conv_read_int8(static):
         "int8 patch convolutions": 1,
         "quantized activations": 6,
         f"{STATIC.config.calibration} calibration": 6,
+        "residual sums kept out of int8": 2,
     }
+
+
+def test_a_residual_sum_that_reads_int8_is_an_error(static):
+    model, _ = static
+    (final,) = [node for node in residual_sums(model.graph) if module_path(node) == "block"]
+    assert residuals_in_float(model.graph).count == 2
+    dequantized = next(
+        node.outputs[0]
+        for node in by_type(model, "DequantizeLinear")
+        if node.inputs[0].producer() is not None and node.inputs[0].producer().op_type == "QuantizeLinear"
+    )
+    final.replace_input_with(1, dequantized)
+    with pytest.raises(StageError, match=r"sum .* of module 'block' reads int8"):
+        residuals_in_float(model.graph)
 
 
 def test_weights_are_symmetric_per_output_channel_with_written_zero_points(static):

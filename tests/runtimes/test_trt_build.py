@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,34 +13,24 @@ import numpy as np
 import onnx
 import onnx.parser
 import onnx_ir as ir
+import psutil
 import pytest
-from trt_graphs import FEEDS, SPEC, Block, as_lowered, quantized
+from trt_graphs import FEEDS, SPEC, Block, as_lowered, quantized, rtx
 
 from runtimes import portable_session
-from runtimes._tensorrt.compile import Limits, compile_engines, probe
+from runtimes._tensorrt.compile import compile_engines, probe, resident, stop
 from runtimes._tensorrt.devices import devices
 from runtimes._tensorrt.job import Job
 from runtimes._tensorrt.lowering import lower_model
-from runtimes._tensorrt.runtime import ARCHITECTURES, TensorRT, profiles_of
+from runtimes._tensorrt.profiles import profiles_of
+from runtimes._tensorrt.runtime import ARCHITECTURES, TensorRT
 from runtimes.trt import RUNTIME as TRT
 from runtimes.trt_rtx import RUNTIME as TRT_RTX
 from toolkit.errors import StageError, UnsupportedError
-from toolkit.types import Engine, ModelSpec, TensorSpec
+from toolkit.types import Engine, ModelSpec, TargetOptions, TensorSpec
 
-HAS_RTX = importlib.util.find_spec("tensorrt_rtx") is not None
 HAS_TENSORRT = importlib.util.find_spec("tensorrt") is not None
 DEVICES, NO_DEVICE = devices()
-
-requires_rtx = [
-    pytest.mark.requires_rtx,
-    pytest.mark.skipif(not HAS_RTX, reason="tensorrt_rtx is not installed (pip install 'tensorrt-rtx-cu13>=1.7')"),
-]
-
-
-def rtx(function: object) -> object:
-    for mark in requires_rtx:
-        function = mark(function)
-    return function
 
 
 def job(path: Path, architectures: tuple[str, ...] = ("sm89",)) -> Job:
@@ -86,12 +77,23 @@ def test_one_engine_an_architecture_with_fused_attention_and_int8(half_block: Pa
 
 
 @rtx
-def test_same_graph_same_bytes_in_two_processes(half_block: Path) -> None:
-    digests = set()
-    for _ in range(2):
-        (built,) = compile_engines(job(half_block))
-        digests.add(hashlib.sha256((half_block.parent / built.file).read_bytes()).hexdigest())
-    assert len(digests) == 1
+def test_same_graph_same_bytes_in_two_processes(half_block: Path, tmp_path: Path) -> None:
+    """In another folder too, under another name and after another architecture."""
+    elsewhere = tmp_path / "a much longer name of a folder" / "other.onnx"
+    elsewhere.parent.mkdir()
+    shutil.copyfile(half_block, elsewhere)
+    (first,) = compile_engines(job(half_block))
+    *_, second = compile_engines(job(elsewhere, ("sm80", "sm89")))
+    bytes_of = [(path.parent / "engine-sm89.plan").read_bytes() for path in (half_block, elsewhere)]
+    assert bytes_of[0] == bytes_of[1]
+    assert first.sha256 == second.sha256 == hashlib.sha256(bytes_of[0]).hexdigest()
+
+
+@rtx
+def test_a_relative_path_is_the_callers(half_block: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(half_block.parent)
+    (built,) = compile_engines(Job("tensorrt_rtx", "model.onnx", ".", ("sm89",), profiles_of(SPEC)))
+    assert engines(half_block.parent) == [built.file]
 
 
 @rtx
@@ -120,12 +122,16 @@ def test_the_rule_for_queries_that_are_keys_keeps_the_builder_alive(tmp_path: Pa
 
 @rtx
 @pytest.mark.parametrize(
-    ("limits", "said"),
-    [(Limits(seconds=0.0), "longer than the limit of 0 s"), (Limits(memory=1 << 20), "more than the limit of 1 MiB")],
+    ("options", "said"),
+    [
+        (TargetOptions(seconds=0.0), "longer than the limit of 0 s"),
+        (TargetOptions(memory=1 << 20), "more than the limit of 1 MiB"),
+    ],
 )
-def test_limits_stop_the_builder(limits: Limits, said: str, half_block: Path) -> None:
-    with pytest.raises(StageError, match=said):
-        compile_engines(job(half_block), limits)
+def test_limits_stop_the_builder(options: TargetOptions, said: str, half_block: Path) -> None:
+    with pytest.raises(StageError, match=f"sm80: .*{said}") as caught:
+        TRT_RTX.build(as_lowered(half_block, scheme="int8"), options)
+    assert ("--build-timeout 60" if options.memory is None else "--build-memory") in caught.value.hint
     assert engines(half_block.parent) == []
 
 
@@ -143,8 +149,26 @@ def test_what_the_parser_says_reaches_the_user(tmp_path: Path) -> None:
 
 @rtx
 def test_an_architecture_that_is_not_offered(half_block: Path) -> None:
-    with pytest.raises(StageError, match="does not compile for SM12"):
-        compile_engines(job(half_block, ("sm12",)))
+    with pytest.raises(StageError, match="does not compile for sm12, only for sm75, sm80") as caught:
+        compile_engines(job(half_block, ("sm89", "sm12")))
+    assert str(caught.value).startswith("build: sm12: TensorRT's builder did not start")
+    assert engines(half_block.parent) == []
+
+
+@rtx
+def test_options_are_refused_before_any_work_with_what_is_offered() -> None:
+    with pytest.raises(UnsupportedError, match=r"tensorrt_rtx .* does not compile for sm42") as caught:
+        TRT.check_options(TargetOptions(architectures=("sm89", "sm42")), "fp16")
+    assert "sm75, sm80" in caught.value.hint
+    TRT.check_options(TargetOptions(architectures=("sm75", "sm121")), "fp16")
+
+
+@rtx
+def test_turing_is_an_engine_of_its_own(half_block: Path) -> None:
+    assert "sm75" not in ARCHITECTURES
+    (built,) = compile_engines(job(half_block, ("sm75",)))
+    assert built.file == "engine-sm75.plan"
+    assert built.bytes > 0
 
 
 @rtx
@@ -155,7 +179,10 @@ def test_an_architecture_that_is_not_offered(half_block: Path) -> None:
 def test_lower_and_build_from_end_to_end(runtime: TensorRT, scheme: str, tmp_path: Path) -> None:
     engine = runtime.build(runtime.lower(quantized(tmp_path / "q", scheme), tmp_path / "lowered"))
     assert engine.status == "built"
-    assert [file.name for file in engine.files] == [f"engine-{name}.plan" for name in ARCHITECTURES]
+    carried = ["build_engine.py", "engine.lock.json"]
+    assert [file.name for file in engine.files] == [*(f"engine-{name}.plan" for name in ARCHITECTURES), *carried]
+    outcome = "2 of 2 GEMMs int8, 1 of 1 attentions fused" if scheme == "int8" else "0 of 1 attentions fused"
+    assert outcome in engine.said
     assert all((engine.graph.path.parent / file).is_file() for file in engine.files)
     assert "not run here" in engine.reason
     assert engine.builder.startswith("tensorrt_rtx 1.")
@@ -176,9 +203,11 @@ def test_an_int8_engine_without_int8_kernels_is_an_error(tmp_path: Path) -> None
 
 @rtx
 def test_probe_starts_the_library() -> None:
-    version, reason = probe("tensorrt_rtx")
+    found = probe("tensorrt_rtx")
+    version = found.version
     assert version[0].isdigit()
-    assert not reason
+    assert not found.reason
+    assert {"sm75", *ARCHITECTURES} <= set(found.offered)
     ready = TRT_RTX.readiness()
     assert ready.build
     assert ready.run == bool(DEVICES)
@@ -186,24 +215,42 @@ def test_probe_starts_the_library() -> None:
 
 
 def test_probe_says_why_a_library_does_not_start() -> None:
-    version, reason = probe("no_such_tensorrt")
-    assert not version
-    assert "no_such_tensorrt" in reason
+    found = probe("no_such_tensorrt")
+    assert not found.version
+    assert found.reason.startswith("no_such_tensorrt is not installed")
+
+
+def test_memory_is_counted_with_that_of_children() -> None:
+    """The children of a process are part of what it uses, and end with it."""
+    child = "import sys, time; block = bytearray(150 << 20); print('ready', flush=True); time.sleep(60)"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline().strip() == b"ready"
+        assert resident(process.pid) > 150 << 20
+        grandchild = psutil.Process(process.pid).children()[0]
+    finally:
+        stop(process)
+    assert not grandchild.is_running()
 
 
 @pytest.mark.skipif(HAS_TENSORRT, reason="tensorrt is installed: it builds")
 def test_without_a_library_only_the_graph_ships(tmp_path: Path) -> None:
     alone = TensorRT("trt", ("tensorrt",))
+    ir.save(Block(int8=False).model(), tmp_path / "model.onnx")
     engine = alone.build(as_lowered(tmp_path / "model.onnx"))
-    assert (engine.status, engine.files) == ("graph-only", ())
+    assert (engine.status, engine.files) == ("graph-only", (Path("build_engine.py"), Path("engine.lock.json")))
+    assert all((tmp_path / file).is_file() for file in engine.files)
     assert "pip install 'tensorrt-cu13" in engine.reason
     assert engine.details["command"] == (
-        "trtexec --onnx=model.onnx --saveEngine=engine.plan --minShapes=x:1x1x32,mask:1x1x1x1"
+        "trtexec --onnx=model.onnx --saveEngine=engine.plan --skipInference --stronglyTyped"
+        " '--decomposableAttentions=*' --noTF32 --profilingVerbosity=detailed --minShapes=x:1x1x32,mask:1x1x1x1"
         " --optShapes=x:2x16x32,mask:2x1x1x16 --maxShapes=x:4x32x32,mask:4x1x1x32"
     )
     assert not alone.readiness().build
     with pytest.raises(UnsupportedError, match="only its graph"):
-        alone.session(tmp_path, {"files": [], "reason": engine.reason})
+        alone.session(tmp_path, {"files": [str(file) for file in engine.files], "reason": engine.reason})
 
 
 @pytest.mark.skipif(bool(DEVICES), reason="a device is present")

@@ -15,6 +15,7 @@ from runtimes._tensorrt.lowering import lower_model
 from runtimes._tensorrt.preflight import objections
 from runtimes._tensorrt.rules.bounds import bounds_of
 from runtimes._tensorrt.rules.half import half_elsewhere
+from toolkit.types import Calibration
 
 HALF, FULL = ir.DataType.FLOAT16, ir.DataType.FLOAT
 
@@ -71,6 +72,18 @@ def test_a_sum_that_may_overflow_stays_fp32(tmp_path: Path) -> None:
     (residual,) = [node for node in of_type(model, "Add") if node.outputs[0].name == "y"]
     assert residual.inputs[1].dtype == FULL
     assert np.isfinite(answer(model, tmp_path / "m.onnx")).all()
+
+
+def test_what_cannot_be_proven_is_half_where_it_was_measured() -> None:
+    samples = Calibration(lambda: iter([FEEDS]), 1, "test")
+    for given, dtype in ((None, FULL), (lambda: samples, HALF)):
+        model = Block(int8=True, gain=8e3).model()
+        steps = lower_model(model, given)
+        assert any("not proven" in step.what for step in steps) == (given is None)
+        # The graph's output keeps its dtype; the residual sum behind it is what counts.
+        assert of_type(model, "Add")[-1].outputs[0].dtype == dtype
+    (basis,) = [step.reason for step in steps if step.what == "nodes beside int8 in fp16"]
+    assert basis.endswith("tensors measured on 1 from test")
 
 
 def test_scales_too_small_for_half_keep_their_product_in_fp32(tmp_path: Path) -> None:

@@ -107,6 +107,7 @@ def padding(*lengths: int, total: int) -> NDArray[np.bool_]:
 
 RANDOM_MASK = np.random.default_rng(3).random((2, 4, 5, 7)) > 0.4
 SLOPES = np.array([0.5, 0.25, 0.125, 0.0625], np.float32)
+EMPTY_ROW = np.where(np.arange(5)[:, None] == 2, np.float32(-np.inf), np.full((1, 1, 5, 5), 0.5, np.float32))
 BIAS = np.random.default_rng(4).standard_normal((1, 4, 5, 5)).astype(np.float32)
 
 CASES: dict[str, tuple[dict[str, NDArray[Any]], dict[str, float | int]]] = {
@@ -126,6 +127,12 @@ CASES: dict[str, tuple[dict[str, NDArray[Any]], dict[str, float | int]]] = {
     "bias": (tensors(mask=BIAS), {}),
     "bias, causal": (tensors(mask=BIAS), {"is_causal": 1}),
     "bias with -inf": (tensors(mask=np.where(np.eye(5, dtype=bool), np.float32(-np.inf), BIAS)), {}),
+    "bias of -inf alone": (tensors(mask=EMPTY_ROW), {}),
+    "bias of -inf alone, rank 2, causal": (tensors(mask=EMPTY_ROW[0, 0]), {"is_causal": 1}),
+    "bias of -inf where causality leaves nothing else": (
+        tensors(mask=np.where(np.arange(5) == 0, np.float32(-np.inf), BIAS)),
+        {"is_causal": 1},
+    ),
     "window": (tensors(9, 9), {"left_window_size": 2, "right_window_size": 1}),
     "left window, causal": (tensors(9, 9), {"left_window_size": 3, "is_causal": 1}),
     "left window, rows without keys": (tensors(9, 3), {"left_window_size": 1}),
@@ -184,8 +191,20 @@ def test_masks_leave_room_for_a_score_in_half_precision(mask: NDArray[Any]) -> N
     """A score added to the lowest number would be -inf, and a row of those NaN."""
     model = fused({name: array.astype(np.float16) for name, array in tensors().items()} | {"mask": mask})
     lower_model(model)
-    constants = [value.const_value.numpy() for value in model.graph.initializers.values() if value.const_value]
+    writers = [node for node in model.graph if node.op_type in ("Max", "Where")]
+    given = [value.const_value for node in writers for value in node.inputs if value is not None]
+    constants = [tensor.numpy() for tensor in given if tensor is not None]
     assert min(array.min() for array in constants) == np.finfo(np.float16).min / 2
+
+
+def test_a_constant_bias_without_infinities_costs_nothing() -> None:
+    for bias, cost in ((BIAS, 0), (EMPTY_ROW, 1)):
+        model = fused(tensors(mask=bias))
+        mask = model.graph.inputs.pop(-1)
+        mask.const_value = ir.tensor(bias, name="mask")
+        model.graph.register_initializer(mask)
+        lower_model(model)
+        assert ops(model).count("ReduceMax") == cost
 
 
 def test_dynamic_shapes_and_a_mask_for_all_layers(tmp_path: Path) -> None:

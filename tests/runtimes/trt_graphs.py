@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx_ir as ir
+import pytest
 from numpy.typing import NDArray
 
 from exporters.fused_attention import attach_function
 from toolkit.hashing import graph_sha256
 from toolkit.types import Dim, LoweredGraph, ModelSpec, QuantizedGraph, TensorSpec
+
+Tested = TypeVar("Tested")
 
 HIDDEN, HEADS, SIZE = 32, 2, 16
 SPEC = ModelSpec(
@@ -116,4 +120,11 @@ def quantized(folder: Path, scheme: str) -> QuantizedGraph:
 
 def as_lowered(path: Path, spec: ModelSpec = SPEC, scheme: str = "fp32") -> LoweredGraph:
     """A file that is taken to be lowered, whatever it holds."""
-    return LoweredGraph(path, "", spec, (), scheme, "trt")
+    return LoweredGraph(path, graph_sha256(path), spec, (), scheme, "trt")
+
+
+def rtx(tested: Tested) -> Tested:
+    """Marks a test, or a class of them, that compiles with TensorRT-RTX."""
+    absent = importlib.util.find_spec("tensorrt_rtx") is None
+    skip = pytest.mark.skipif(absent, reason="tensorrt_rtx is not installed (pip install 'tensorrt-rtx-cu13>=1.7')")
+    return pytest.mark.requires_rtx(skip(tested))

@@ -328,8 +328,8 @@ def test_files_round_trip(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema_version": 2}, "drift schema 2, this toolkit reads up to 1"),
-        ({"schema_version": 0}, "not a drift report"),
+        ({"schema_version": 2}, "has schema 2, this toolkit reads up to 1"),
+        ({"schema_version": 0}, "not a valid drift report"),
         ({"surprise": 1}, "surprise: Extra inputs"),
         ({"passed": False}, "its stages say otherwise"),
         ({"stages": []}, "stages"),

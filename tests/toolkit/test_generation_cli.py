@@ -13,12 +13,16 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from tiny_bundles import image_bundle
-from tiny_lm import CONTEXT, SessionRuntime, byte_tokenizer, language_bundle, llama_tokenizer, weights
+from tiny_lm import CONTEXT, SessionRuntime, TinyLM, byte_tokenizer, language_bundle, llama_tokenizer, weights
 
 from toolkit import plugins
+from toolkit.bundle.read import Bundle, open_bundle
 from toolkit.cli import main
 from toolkit.errors import UnsupportedError
+from toolkit.generation.generate import Generation
+from toolkit.generation.request import Request, complete
 from toolkit.generation.session_decoder import SessionDecoder
+from toolkit.types import Dim
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKENIZER = byte_tokenizer()
@@ -265,8 +269,11 @@ import sys, time
 sys.path.insert(0, {tests!r})
 from tiny_lm import SessionRuntime, SessionDecoder
 from toolkit import plugins
+from toolkit.bundle.read import Bundle, open_bundle
 from toolkit.cli import main
 from toolkit.errors import UnsupportedError
+from toolkit.generation.generate import Generation
+from toolkit.generation.request import Request, complete
 
 class Slow(SessionDecoder):
     def forward(self, *args, **settings):
@@ -300,3 +307,14 @@ def test_an_interrupt_while_streaming_closes_the_model_and_exits_130(root, numbe
     assert b"closed []" in stderr
     assert b"interrupted, nothing was left behind" in stderr
     assert b"Traceback" not in stderr
+
+
+def test_a_prompt_goes_through_in_chunks_that_the_engine_takes(root, monkeypatch):
+    made = open_bundle(root / "model")
+    narrow = made.manifest.model_copy(update={"dims": {**made.manifest.dims, "sequence": Dim(1, 4, 6)}})
+    decoder = TinyLM(rows=1)
+    monkeypatch.setattr("toolkit.generation.request.open_decoder", lambda *args, **kwargs: decoder)
+    asked = Request(tokens=(np.arange(20),))
+    answer = complete(Bundle(made.folder, narrow), asked, Generation(max_new_tokens=2))
+    assert decoder.calls[:4] == [(1, 6), (1, 6), (1, 6), (1, 2)]
+    assert answer.completions[0].prompt_tokens == 20

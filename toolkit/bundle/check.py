@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from toolkit import plugins
 from toolkit.bundle.manifest import CHECK
 from toolkit.bundle.read import Bundle, evaluation, golden, report, verify_hashes
+from toolkit.compiled import Rebuild, Rebuilds
 from toolkit.drift.measure import judged, measure, observe
 from toolkit.drift.report import DriftReport, StageDrift
-from toolkit.errors import UsageError
-from toolkit.types import Session
+from toolkit.errors import StageError, UnsupportedError, UsageError
+from toolkit.types import Session, TargetOptions
 
-__all__ = ["check", "describe_status", "require_unchanged"]
+__all__ = ["check", "describe_status", "raise_if_different", "rebuild", "require_unchanged"]
 
 
 def check(bundle: Bundle, session: Callable[[], Session]) -> DriftReport:
@@ -27,6 +29,39 @@ def check(bundle: Bundle, session: Callable[[], Session]) -> DriftReport:
         return DriftReport.of(report(bundle).reference, [_measured(bundle, opened)])
     finally:
         opened.close()
+
+
+def rebuild(bundle: Bundle, options: TargetOptions) -> Rebuild:
+    """Hashes first, then each engine built again from the bundle's own graph and compared.
+
+    Raises UsageError when any file of the bundle is not what was written, UnsupportedError where nothing was compiled
+    or it cannot be compiled again here.
+    """
+    require_unchanged(bundle)
+    name = bundle.manifest.target.runtime
+    runtime = plugins.runtime(name)
+    if not isinstance(runtime, Rebuilds):
+        raise UnsupportedError(
+            f"nothing was compiled for {bundle.folder}: {name} runs the graph itself",
+            hint="toolkit check without --rebuild verifies its files and measures its drift.",
+        )
+    return runtime.rebuild(bundle.folder, options)
+
+
+def raise_if_different(rebuilt: Rebuild) -> None:
+    """Raise StageError that names each engine whose bytes are not those of the bundle."""
+    differing = [
+        f"{entry.file} has {entry.bytes} bytes and SHA-256 {entry.sha256}, the bundle's {entry.locked_bytes} and "
+        f"{entry.locked_sha256}"
+        for entry in rebuilt.files
+        if not entry.same
+    ]
+    if differing:
+        raise StageError(
+            "rebuild",
+            f"built again by {rebuilt.builder}, it is another engine: {'; '.join(differing)}",
+            hint="A builder that times kernels on its GPU may choose others each time; else do not trust this bundle.",
+        )
 
 
 def _measured(bundle: Bundle, session: Session) -> StageDrift:

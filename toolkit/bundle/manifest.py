@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    AwareDatetime,
-    BaseModel,
-    ConfigDict,
-    Field,
-    JsonValue,
-    ValidationError,
-    model_validator,
-)
+from pydantic import AfterValidator, AwareDatetime, Field, JsonValue, model_validator
 
+from toolkit.document import Frozen, read_document
 from toolkit.drift.report import FiniteGate, Worst
-from toolkit.errors import UsageError
 from toolkit.types import DecoderSpec, Dim, EngineStatus, Gate, Kind, ModelSpec, Step, TensorSpec
 
 __all__ = [
@@ -56,11 +45,7 @@ def relative_path(text: str) -> str:
 RelativePath = Annotated[str, AfterValidator(relative_path)]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ModelEntry(_Frozen):
+class ModelEntry(Frozen):
     """The model as it was resolved; `source` is a Hub id, a folder or `module:factory`."""
 
     name: str
@@ -76,38 +61,45 @@ class ModelEntry(_Frozen):
     decoder: DecoderSpec | None = None
 
 
-class TargetEntry(_Frozen):
+class TargetEntry(Frozen):
     """Runtime and scheme, as `trt` and `int8`."""
 
     runtime: str
     scheme: str
 
 
-class FileEntry(_Frozen):
+class FileEntry(Frozen):
     """A file's SHA-256 in hex and its size in bytes."""
 
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
     bytes: int = Field(ge=0)
 
 
-class EngineEntry(_Frozen):
-    """What was compiled, by what, and whether it has run; see `toolkit.types.Engine`."""
+class EngineEntry(Frozen):
+    """What was compiled, by what, and whether it has run; see `toolkit.types.Engine`.
+
+    `inputs` and `outputs` are the engine's own where they differ from the model's: with a cache of fixed length
+    each `past_key_values` and its `present` are one buffer, bound to one address, and `write_indices` says where in it
+    each row's new tokens go.
+    """
 
     status: EngineStatus
     builder: str
     files: tuple[RelativePath, ...] = ()
     reason: str = ""
-    details: dict[str, JsonValue] = {}
+    details: dict[str, JsonValue] = Field(default_factory=dict)
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
 
 
-class DriftEntry(_Frozen):
+class DriftEntry(Frozen):
     """The drift report in short: each stage's worst output and task metric. The whole is in `drift.json`."""
 
     passed: bool
     worst: dict[str, Worst]
 
 
-class CalibrationEntry(_Frozen):
+class CalibrationEntry(Frozen):
     """What the activations' ranges were taken from: `count` samples, `sha256` of their tensors in order."""
 
     source: str
@@ -116,7 +108,7 @@ class CalibrationEntry(_Frozen):
     sha256: str = ""
 
 
-class Manifest(_Frozen):
+class Manifest(Frozen):
     """Everything about a bundle but its bytes. Paths are relative to the bundle's folder, in POSIX form.
 
     `gates` holds each stage's gate, and under `check` the one that a later `toolkit check` applies.
@@ -173,33 +165,4 @@ def read_manifest(path: Path) -> Manifest:
 
     Raises UsageError for broken JSON, a newer schema, unknown or missing fields, a path leading out.
     """
-    data = _json(path)
-    version = data.get("schema_version")
-    if isinstance(version, int) and version > SCHEMA_VERSION:
-        raise UsageError(
-            f"{path} has schema {version}, this toolkit reads up to {SCHEMA_VERSION}",
-            hint="Upgrade the toolkit: pip install --upgrade transformer-export-toolkit.",
-        )
-    try:
-        return Manifest.model_validate(data)
-    except ValidationError as error:
-        raise UsageError(f"{path} is not a valid manifest: {_sentences(error)}", hint=_EXPORT) from error
-
-
-_EXPORT = "Write the bundle anew with toolkit export."
-
-
-def _json(path: Path) -> Mapping[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"cannot read {path}: {error}", hint=_EXPORT) from error
-    if not isinstance(data, dict):
-        raise UsageError(f"{path} is not a valid manifest: it holds no JSON object", hint=_EXPORT)
-    return data
-
-
-def _sentences(error: ValidationError) -> str:
-    return "; ".join(
-        f"{'.'.join(str(part) for part in entry['loc']) or 'manifest'}: {entry['msg']}" for entry in error.errors()[:3]
-    )
+    return read_document(path, Manifest, SCHEMA_VERSION, "manifest")

@@ -30,6 +30,7 @@ from toolkit.bundle.testdata import EVALUATION, write_evaluation, write_golden
 from toolkit.drift.measure import task_output
 from toolkit.drift.report import DriftReport, write_report
 from toolkit.errors import UsageError
+from toolkit.generation.static_cache import has_static_cache
 from toolkit.hashing import data_path, file_sha256
 from toolkit.target import Target
 from toolkit.types import Calibration, Engine, Evaluation, Gate, ModelSpec, Tensors
@@ -195,12 +196,16 @@ def _model(spec: ModelSpec) -> ModelEntry:
 
 def engine_entry(engine: Engine) -> EngineEntry:
     """What the manifest holds of an engine."""
+    spec = engine.graph.spec
+    own = has_static_cache(spec.inputs)
     return EngineEntry(
         status=engine.status,
         builder=engine.builder,
         files=tuple(path.as_posix() for path in engine.files),
         reason=engine.reason,
         details=_plain(engine.details),
+        inputs=spec.inputs if own else (),
+        outputs=spec.outputs if own else (),
     )
 
 

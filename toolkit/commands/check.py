@@ -2,28 +2,86 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from toolkit.commands import example, json_option
+from toolkit.errors import UsageError
 
 if TYPE_CHECKING:
     from toolkit.bundle.read import Bundle
     from toolkit.drift.report import DriftReport
+    from toolkit.types import TargetOptions
 
 
-@click.command(epilog=example("toolkit check bundles/vit-digits-ort-cpu-int8"))
+@click.command(
+    epilog=example(
+        "toolkit check bundles/vit-digits-ort-cpu-int8", "toolkit check bundles/vit-digits-trt-rtx-int8 --rebuild"
+    )
+)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--on-cpu", is_flag=True, help="Measure the engine's graph on ONNX Runtime's CPU provider instead.")
+@click.option("--rebuild", is_flag=True, help="Compile the engines again and compare, instead of measuring drift.")
+@click.option("--build-timeout", "seconds", type=click.FloatRange(min=1), help="Seconds that one build may take.")
+@click.option("--build-memory", "memory", type=click.IntRange(min=1), help="MiB that one build may take.")
 @json_option
-def command(bundle: Path, on_cpu: bool, as_json: bool) -> None:
+def command(
+    bundle: Path, on_cpu: bool, rebuild: bool, seconds: float | None, memory: int | None, as_json: bool
+) -> None:
     """Verify a bundle again from its own files: hashes, golden inputs, drift gates.
 
     Needs no PyTorch and no network. An engine that was built for a device but never run has its hash verified,
-    and the graph it was built from is measured on ONNX Runtime. Exit code 6 if a gate fails.
+    and the graph it was built from is measured on ONNX Runtime. Exit code 6 if a gate fails. With --rebuild, engines
+    are compiled again from the bundle's own graph as engine.lock.json says: exit code 5 if one has other bytes, 4 if
+    that version of the library is not here.
     """
+    if rebuild:
+        if on_cpu:
+            raise UsageError("--rebuild measures nothing, so --on-cpu says nothing", hint="Give one of them.")
+        _rebuild(bundle, _limits(seconds, memory), as_json)
+        return
+    if (seconds, memory) != (None, None):
+        raise UsageError("--build-timeout and --build-memory are for --rebuild", hint="Leave them out here.")
+    _check(bundle, on_cpu, as_json)
+
+
+def _limits(seconds: float | None, memory: int | None) -> TargetOptions:
+    from toolkit.types import DEFAULT_OPTIONS, TargetOptions
+
+    usual = DEFAULT_OPTIONS
+    return TargetOptions(
+        seconds=usual.seconds if seconds is None else seconds, memory=usual.memory if memory is None else memory << 20
+    )
+
+
+def _rebuild(folder: Path, options: TargetOptions, as_json: bool) -> None:
+    from toolkit import console
+    from toolkit.bundle.check import raise_if_different, rebuild
+    from toolkit.bundle.read import open_bundle
+
+    rebuilt = rebuild(open_bundle(folder), options)
+    same = sum(entry.same for entry in rebuilt.files)
+    if as_json:
+        files = [{**asdict(entry), "same": entry.same} for entry in rebuilt.files]
+        console.emit_json(
+            {"bundle": str(folder), "builder": rebuilt.builder, "same": same == len(files), "engines": files}
+        )
+    else:
+        console.print_table(
+            (
+                (entry.name, entry.bytes, f"{entry.seconds:.1f}", entry.sha256, "same" if entry.same else "DIFFERENT")
+                for entry in rebuilt.files
+            ),
+            "architecture", ">bytes", ">seconds", "SHA-256", "",
+        )  # fmt: skip
+        click.echo(f"{folder}: {same} of {len(rebuilt.files)} engines are the same, built again by {rebuilt.builder}")
+    raise_if_different(rebuilt)
+
+
+def _check(bundle: Path, on_cpu: bool, as_json: bool) -> None:
     from toolkit.bundle.check import check, describe_status
     from toolkit.bundle.read import open_bundle
     from toolkit.drift.gates import raise_if_failed

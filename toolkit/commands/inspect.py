@@ -40,9 +40,21 @@ def command(path: Path, as_json: bool) -> None:
 
 
 def _print_bundle(manifest: Manifest) -> None:
-    from toolkit.console import print_table
+    from toolkit.compiled import built_engines
+    from toolkit.console import byte_size, print_table
 
     print_table(_bundle_rows(manifest), "bundle", "")
+    if engines := built_engines(manifest.engine.details):
+        print_table(
+            (
+                (
+                    one.architecture, one.file, byte_size(one.bytes), f"{one.seconds:.1f}", one.fused_words,
+                    one.gemm_words,
+                )
+                for one in engines
+            ),
+            "architecture", "file", ">size", ">seconds", "attentions fused", "GEMMs",
+        )  # fmt: skip
     print_table(
         (
             (

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    ValidationError,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, PlainSerializer, model_validator
 
-from toolkit.errors import UsageError
+from toolkit.document import Frozen, read_document
 from toolkit.types import Gate
 
 __all__ = [
@@ -66,11 +57,7 @@ FiniteGate = Annotated[Gate, AfterValidator(_finite)]
 """A gate whose bounds are finite: an infinite bound would not survive JSON, and would say nothing."""
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class OutputDrift(_Frozen):
+class OutputDrift(Frozen):
     """One output at its worst over all batches: lowest SQNR (dB) and cosine, highest relative L2 and max abs.
 
     The metrics are None when `failure` says why the output could not be compared.
@@ -91,7 +78,7 @@ class OutputDrift(_Frozen):
         return self
 
 
-class GreedyDrift(_Frozen):
+class GreedyDrift(Frozen):
     """Greedy continuations of reference and candidate, each fed its own tokens, over `steps` tokens a prompt.
 
     `agreement` is the fraction of all positions with the same token. `first_divergence` has for each prompt the step,
@@ -103,7 +90,7 @@ class GreedyDrift(_Frozen):
     first_divergence: tuple[int | None, ...] = Field(min_length=1)
 
 
-class TaskDrift(_Frozen):
+class TaskDrift(Frozen):
     """The task's own metric over `count` held-out rows, or positions of text.
 
     Accuracies are in per cent and the drop in percentage points (negative: the candidate is better);
@@ -129,7 +116,7 @@ class TaskDrift(_Frozen):
     skipped: str = ""
 
 
-class Worst(_Frozen):
+class Worst(Frozen):
     """A stage in one line: the worst of its outputs, and its task metric. None: not measured."""
 
     ran_on: str
@@ -145,7 +132,7 @@ class Worst(_Frozen):
     kl: Metric | None = None
 
 
-class StageDrift(_Frozen):
+class StageDrift(Frozen):
     """How far one stage's graph or engine is from the reference, and which bounds of `gate` it broke."""
 
     stage: str
@@ -193,7 +180,7 @@ class StageDrift(_Frozen):
         )
 
 
-class DriftReport(_Frozen):
+class DriftReport(Frozen):
     """All stages in the order they ran, each against the same `reference` (library and device)."""
 
     schema_version: Literal[1] = 1
@@ -233,26 +220,7 @@ def write_report(report: DriftReport, path: Path) -> None:
 
 def read_report(path: Path) -> DriftReport:
     """Read what `write_report` wrote. Raises UsageError for broken JSON, unknown fields or a newer schema."""
-    try:
-        data: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"cannot read the drift report {path}: {error}") from error
-    version = data.get("schema_version") if isinstance(data, dict) else None
-    if isinstance(version, int) and version > SCHEMA_VERSION:
-        raise UsageError(
-            f"{path} has drift schema {version}, this toolkit reads up to {SCHEMA_VERSION}",
-            hint="Upgrade the toolkit: pip install --upgrade transformer-export-toolkit.",
-        )
-    try:
-        return DriftReport.model_validate(data)
-    except ValidationError as error:
-        raise UsageError(f"{path} is not a drift report: {_first(error)}") from error
-
-
-def _first(error: ValidationError) -> str:
-    entry = error.errors()[0]
-    place = ".".join(str(part) for part in entry["loc"])
-    return f"{place}: {entry['msg']}" if place else entry["msg"]
+    return read_document(path, DriftReport, SCHEMA_VERSION, "drift report")
 
 
 def _merged(name: str, outputs: Sequence[OutputDrift]) -> OutputDrift:

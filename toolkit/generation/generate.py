@@ -17,9 +17,12 @@ if TYPE_CHECKING:
     from toolkit.generation.text import Codec
     from toolkit.types import Decoder
 
-__all__ = ["Event", "Finish", "Generation", "Row", "check_prompts", "generate", "prefill"]
+__all__ = ["PREFILL_CHUNK", "Event", "Finish", "Generation", "Row", "check_prompts", "generate", "prefill"]
 
 Finish = Literal["eos", "stop", "length"]
+
+PREFILL_CHUNK = 512
+"""How many positions of a single prompt go through at a time by default; engines are compiled for chunks this long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +38,7 @@ class Generation:
     stop: tuple[str, ...] = ()
     eos: tuple[int, ...] = ()
     pad: int = 0
-    prefill_chunk: int = 512
+    prefill_chunk: int = PREFILL_CHUNK
 
     def __post_init__(self) -> None:
         for name, value in (("max new tokens", self.max_new_tokens), ("prefill chunk", self.prefill_chunk)):

@@ -17,7 +17,7 @@ from toolkit.generation.chat import render_chat
 from toolkit.generation.generate import Event, Finish, Generation, generate
 from toolkit.generation.speculative import Acceptance, speculate, vocabularies_differ
 from toolkit.generation.text import Codec, read_codec
-from toolkit.sessions import context_of, decoder_spec, open_decoder
+from toolkit.sessions import context_of, decoder_spec, longest_chunk, open_decoder
 
 if TYPE_CHECKING:
     from toolkit.bundle.read import Bundle
@@ -87,7 +87,12 @@ def complete(
     codec = None if request.tokens else read_codec(_assets(bundle), spec)
     prompts = _tokens(request, codec, spec.vocabulary)
     limit = cache_limit(request.context, prompts, generation.max_new_tokens, context_of(bundle))
-    settings = replace(generation, eos=codec.eos if codec else spec.eos, pad=codec.pad if codec else spec.pad or 0)
+    settings = replace(
+        generation,
+        eos=codec.eos if codec else spec.eos,
+        pad=codec.pad if codec else spec.pad or 0,
+        prefill_chunk=min(generation.prefill_chunk, longest_chunk(bundle), longest_chunk(draft or bundle)),
+    )
     if draft is not None:
         _check_draft(bundle, draft, codec, len(prompts))
     with ExitStack() as stack:

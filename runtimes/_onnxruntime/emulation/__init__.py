@@ -15,10 +15,7 @@ from runtimes._onnxruntime.emulation.bfloat16 import emulate_bfloat16
 from runtimes._onnxruntime.emulation.float4 import emulate_float4
 from toolkit.errors import StageError
 
-__all__ = ["WEIGHTS_FOLDER", "emulated", "what_is_emulated"]
-
-WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
-"""The session option that says where the weights of a graph given as bytes lie."""
+__all__ = ["emulated", "what_is_emulated"]
 
 _RULES: Mapping[int, Callable[[ir.Model], None]] = {
     int(ir.DataType.FLOAT4E2M1): emulate_float4,
@@ -34,7 +31,7 @@ def what_is_emulated(dtypes: Set[int]) -> str:
 
 
 def emulated(path: Path, dtypes: Set[int]) -> bytes:
-    """The graph file rewritten; its weights stay in their own file, which `WEIGHTS_FOLDER` must point at.
+    """The graph file rewritten; its weights stay in their own file.
 
     Raises StageError where a part of it cannot be emulated.
     """

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import onnx.defs
 import onnx_ir as ir
 
+from runtimes._tensorrt.nodes import static_dim
 from runtimes._tensorrt.preflight.finding import Finding
 
 __all__ = ["FOREIGN", "UNSUPPORTED", "operators", "opset"]
@@ -51,8 +52,21 @@ def operators(node: ir.Node) -> Iterator[Finding]:
         yield Finding(problem, "write int8 as QuantizeLinear and DequantizeLinear (scheme int8)")
     elif node.op_type in UNSUPPORTED:
         yield Finding("TensorRT has no such operator", "write the module with other operations")
-    elif node.op_type == "TensorScatter" and node.attributes.get_string("mode", "linear") != "linear":
+    elif node.op_type == "TensorScatter":
+        yield from _cache_update(node)
+
+
+def _cache_update(node: ir.Node) -> Iterator[Finding]:
+    """TensorRT writes the buffer in place, so it must be the caller's own, and as long in every profile."""
+    cache, written = node.inputs[0], node.outputs[0]
+    if node.attributes.get_string("mode", "linear") != "linear":
         yield Finding("only the mode linear is taken", "write to a cache that does not wrap around")
+    if cache is not None and not cache.is_graph_input():
+        yield Finding("the cache is no input of the graph", "feed it in the dtype and shape that the node reads")
+    if not written.is_graph_output():
+        yield Finding("the written cache is no output of the graph", "make it one, without a cast")
+    if cache is not None and cache.shape is not None and static_dim(cache, node.attributes.get_int("axis", -2)) is None:
+        yield Finding("the length of the cache is not fixed", "give the buffer a fixed number of positions")
 
 
 def _foreign(node: ir.Node) -> Finding:

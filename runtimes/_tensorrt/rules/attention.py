@@ -11,6 +11,7 @@ import onnx_ir as ir
 from exporters.fused_attention import FusedAttention, attention_nodes, read, remove_function
 from runtimes._tensorrt.nodes import Writer, origin, same_dim, static_dim
 from runtimes._tensorrt.rules.masks import Mask, Masks
+from runtimes._tensorrt.rules.static_cache import StaticCache
 from toolkit.errors import UnsupportedError
 from toolkit.types import Step
 
@@ -20,12 +21,13 @@ _MIN_OPSET = 23
 _TENSORRT_10 = "TensorRT 10 fuses these in half precision; its parser knows Attention from 10.14 on only"
 
 
-def lower_attention(model: ir.Model, *, decomposed: bool = False) -> list[Step]:
+def lower_attention(model: ir.Model, *, cache_length: int | None = None, decomposed: bool = False) -> list[Step]:
     """Replace every fused attention and drop the operator's function.
 
     TensorRT takes one additive mask, no mask beside `is_causal`, no softcap and one head size for queries, keys and
     values; what lies outside is written as matrix products, which TensorRT runs without its fused kernel.
-    A cache is joined before the node: TensorRT refuses a past on it.
+    A cache is joined before the node: TensorRT refuses a past on it. With `cache_length` it is a buffer of so many
+    positions, written in place.
     With `decomposed` all are products, as TensorRT 10 wants them, which fuses those itself in half precision.
     Raises UnsupportedError below opset 23, which has no `Attention`, and for queries that are not [B, H, S, D].
     """
@@ -35,7 +37,12 @@ def lower_attention(model: ir.Model, *, decomposed: bool = False) -> list[Step]:
             f"the graph imports ONNX opset {model.opset_imports.get('', 0)}, which has no Attention",
             hint=f"Export with --opset {_MIN_OPSET}.",
         )
-    rule = _Rule(Writer(model), decomposed=decomposed)
+    writer = Writer(model)
+    cache = StaticCache(model, cache_length) if cache_length is not None else None
+    if cache is not None:
+        cache.prepare(writer)
+    quantized = any(node.op_type == "QuantizeLinear" for node in model.graph)
+    rule = _Rule(writer, cache, decomposed=decomposed, quantized=quantized)
     for node in nodes:
         rule.replace(node)
     remove_function(model)
@@ -45,8 +52,9 @@ def lower_attention(model: ir.Model, *, decomposed: bool = False) -> list[Step]:
 class _Rule:
     """Rewrites attention nodes one by one and counts what became of them."""
 
-    def __init__(self, writer: Writer, *, decomposed: bool) -> None:
-        self.writer, self.masks, self.decomposed = writer, Masks(writer), decomposed
+    def __init__(self, writer: Writer, cache: StaticCache | None, *, decomposed: bool, quantized: bool) -> None:
+        self.writer, self.cache, self.decomposed, self.quantized = writer, cache, decomposed, quantized
+        self.masks = Masks(writer, cache.write_indices if cache is not None else None)
         self.done: Counter[tuple[str, str]] = Counter()
 
     def steps(self) -> list[Step]:
@@ -58,7 +66,7 @@ class _Rule:
         causal = attention.is_causal
         alone = causal and _causal_alone(attention)
         mask = self.masks.of(node, attention, causal=causal and not alone)
-        refusal = "" if self.decomposed else _refusal(attention)
+        refusal = "" if self.decomposed else _refusal(attention) or self._refusal_beside_int8(attention)
         if refusal or self.decomposed:
             result = _products(self.writer, node, attention, self._with_causality(node, attention, mask, alone))
         else:
@@ -73,6 +81,9 @@ class _Rule:
         """The attention over past and new keys; `past_key` stays known, for where the queries stand."""
         if attention.past_key is None or attention.past_value is None:
             return attention
+        if self.cache is not None:
+            self.done["caches of fixed length, written in place", "--kv-cache static"] += 1
+            return self.cache.join(self.writer, node, attention)
         pairs = (
             (attention.past_key, attention.key, attention.present_key),
             (attention.past_value, attention.value, attention.present_value),
@@ -109,6 +120,11 @@ class _Rule:
         dtype = attention.key.dtype or ir.DataType.FLOAT
         lowest = self.writer.constant(np.asarray([dtype.min], np.float64), dtype)
         return self.writer.node(node, "Max", [attention.key, lowest])
+
+    def _refusal_beside_int8(self, attention: FusedAttention) -> str:
+        """The builder crashes on an `Attention` in fp32 whose answer is quantized, and fuses none in fp32 anyway."""
+        wide = self.quantized and attention.query.dtype == ir.DataType.FLOAT
+        return "TensorRT crashes on an attention in fp32 beside int8" if wide else ""
 
     def _with_causality(self, node: ir.Node, attention: FusedAttention, mask: Mask, alone: bool) -> Mask:
         return self.masks.of(node, attention, causal=True) if alone else mask

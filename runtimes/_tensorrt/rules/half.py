@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
-from exporters.fused_attention import attention_nodes, read
-from quantize.calibration import Range
 from quantize.half_cast import cast_graph
-from quantize.half_precision import Decision, decide, float_values
+from quantize.half_plan import kept_steps, plan_half
+from quantize.half_precision import Decision
 from runtimes._tensorrt.nodes import Writer
 from runtimes._tensorrt.rules.block_scales import computed, scale_makers
 from runtimes._tensorrt.rules.bounds import bounds_of
-from toolkit.types import Step
+from toolkit.types import Samples, Step
 
 __all__ = ["half_elsewhere"]
 
@@ -25,26 +22,26 @@ _NEGLIGIBLE = 2.0**-14
 """Most relative error of a scale in fp16; normal numbers give 2^-11, scales below 1.5e-5 more."""
 
 
-def half_elsewhere(model: ir.Model) -> list[Step]:
-    """Cast what is not int8 or int4 to fp16, where its range is proven to fit; other graphs are left as they are.
+def half_elsewhere(model: ir.Model, samples: Samples | None = None) -> list[Step]:
+    """Cast what is not int8 or int4 to fp16, where its range fits; other graphs are left as they are.
 
-    Normalisations, sums that cannot be bounded, and products with a scale that fp16 cannot hold stay fp32.
+    A range fits where `samples` show it with headroom; where there are none, and for float4, where scales prove it.
+    Normalisations, what came near 65504, and products with a scale that fp16 cannot hold stay fp32.
     Scales take the dtype of the tensors beside them, as TensorRT demands.
     """
     if not any(_is_quantized(node) for node in model.graph):
         return []
     _infer_dtypes(model)
-    _detach_neutral_inputs(model)
-    bounds = bounds_of(model.graph)
-    ranges = {str(value.name): _as_range(bounds[str(value.name)]) for value in float_values(model.graph)}
-    decisions = {**decide(model, ranges), **_imprecise_scales(model.graph), **scale_makers(model.graph)}
+    given = samples() if samples is not None and _runs_on_cpu(model.graph) else None
+    plan = plan_half(model, given, bounds_of(model.graph))
+    decisions = {**plan.decisions, **_imprecise_scales(model.graph), **scale_makers(model.graph)}
     casts = cast_graph(model, decisions)
     scales = _retype_scales(model)
-    half = sum(decision.half for decision in decisions.values())
     return [
-        Step("lower", "nodes beside int8 in fp16", half, "TensorRT fuses attention in half precision only"),
+        Step("lower", "nodes beside int8 in fp16", sum(each.half for each in decisions.values()), plan.basis),
         Step("lower", "scales in fp16", scales, "TensorRT wants the dtype of the tensor beside them"),
-        *_unproven(decisions, casts),
+        Step("lower", "Cast nodes added", casts),
+        *kept_steps("lower", decisions),
     ]
 
 
@@ -52,8 +49,10 @@ def _is_quantized(node: ir.Node) -> bool:
     return node.op_type == "QuantizeLinear" or (node.op_type == "DequantizeLinear" and "block_size" in node.attributes)
 
 
-def _as_range(bound: float) -> Range:
-    return Range(-bound, bound)
+def _runs_on_cpu(graph: ir.Graph) -> bool:
+    """Measuring takes ONNX Runtime's CPU, which has no float4."""
+    values = (value for node in graph for value in (*node.inputs, *node.outputs))
+    return all(value is None or value.dtype != ir.DataType.FLOAT4E2M1 for value in values)
 
 
 def _infer_dtypes(model: ir.Model) -> None:
@@ -63,14 +62,6 @@ def _infer_dtypes(model: ir.Model) -> None:
         scale = node.inputs[1] if node.op_type == "DequantizeLinear" else None
         if scale is not None and scale.dtype is not None:
             node.outputs[0].dtype = scale.dtype
-
-
-def _detach_neutral_inputs(model: ir.Model) -> None:
-    for node in attention_nodes(model):
-        attention = read(node)
-        for index, value in enumerate((attention.attn_mask, attention.alibi_slopes), start=3):
-            if index < len(node.inputs):
-                node.replace_input_with(index, value)
 
 
 def _imprecise_scales(graph: ir.Graph) -> dict[ir.Node, Decision]:
@@ -140,13 +131,3 @@ def _use_half_scale(writer: Writer, node: ir.Node) -> None:
     scale = node.inputs[1]
     if scale is not None and scale.const_value is not None:
         node.replace_input_with(1, writer.constant(scale.const_value.numpy(), ir.DataType.FLOAT16))
-
-
-def _unproven(decisions: Mapping[ir.Node, Decision], casts: int) -> list[Step]:
-    reasons = [
-        decision.why for decision in decisions.values() if decision.why.startswith(("range", "constant", "scale"))
-    ]
-    steps = [Step("lower", "Cast nodes added", casts)]
-    if reasons:
-        steps.append(Step("lower", "kept in fp32: range not proven", len(reasons), "; ".join(reasons[:2])))
-    return steps

@@ -26,25 +26,32 @@ class Mask:
 
 
 class Masks:
-    """Composes masks; layers that attend alike share one, so that it is computed once."""
+    """Composes masks; layers that attend alike share one, so that it is computed once.
 
-    def __init__(self, writer: Writer) -> None:
-        self._writer = writer
+    `starts`, int64 [batch], says where each row's new tokens stand among the keys, where keys are a buffer that holds
+    places not written yet; None where keys end with the new tokens.
+    """
+
+    def __init__(self, writer: Writer, starts: ir.Value | None = None) -> None:
+        self._writer, self._starts = writer, starts
         self._made: dict[Hashable, Mask] = {}
 
     def of(self, anchor: ir.Node, attention: FusedAttention, *, causal: bool) -> Mask:
         """The mask that says all of this attention's restrictions; `causal` says whether that is one of them."""
         key = _identity(attention, causal)
         if key not in self._made:
-            self._made[key] = _Composer(self._writer, anchor, attention, causal).mask()
+            self._made[key] = _Composer(self._writer, anchor, attention, causal, self._starts).mask()
         return self._made[key]
 
 
 class _Composer:
     """Writes the nodes of one mask before `anchor`; each method answers a value."""
 
-    def __init__(self, writer: Writer, anchor: ir.Node, attention: FusedAttention, causal: bool) -> None:
+    def __init__(
+        self, writer: Writer, anchor: ir.Node, attention: FusedAttention, causal: bool, starts: ir.Value | None
+    ) -> None:
         self.writer, self.anchor, self.attention, self.causal = writer, anchor, attention, causal
+        self.starts = starts
         self.dtype = attention.query.dtype or ir.DataType.FLOAT
 
     def mask(self) -> Mask:
@@ -52,11 +59,20 @@ class _Composer:
         boolean = mask is not None and mask.dtype == ir.DataType.BOOL
         allowed = self._all(([mask] if mask is not None and boolean else []) + self._positional())
         bias = self._sum(([self._finite(mask)] if mask is not None and not boolean else []) + self._alibi())
+        attended = self._attended(self._all([*self._permitted(), *([] if allowed is None else [allowed])]))
         if allowed is None:
-            return Mask(None if bias is None else self._per_query(bias))
+            return Mask(None if bias is None else self._per_query(bias), attended)
         forbidden = self._float(self._lowest)
         composed = self._op("Where", self.dtype, allowed, bias or self._float(0.0), forbidden)
-        return Mask(self._per_query(composed), self._attended(allowed))
+        return Mask(self._per_query(composed), attended)
+
+    def _permitted(self) -> list[ir.Value]:
+        """Where a float mask is not -inf, bool like the mask; nothing where no row of it is -inf alone for certain."""
+        mask = self.attention.attn_mask
+        if mask is None or mask.dtype in (None, ir.DataType.BOOL) or not _may_forbid(mask):
+            return []
+        least = self.writer.constant(np.asarray(mask.dtype.min), mask.dtype)
+        return [self._op("GreaterOrEqual", ir.DataType.BOOL, mask, least)]
 
     @property
     def _lowest(self) -> float:
@@ -68,15 +84,27 @@ class _Composer:
         return self.causal or max(self.attention.left_window_size, self.attention.right_window_size) >= 0
 
     def _positional(self) -> list[ir.Value]:
-        """What causality and the window allow, bool [Sq, Skv] each; query i, key j, j - i is the distance."""
+        """What causality, the window and the end of a buffer allow, bool [Sq, Skv] or [B, 1, Sq, Skv] each.
+
+        Of query i and key j, j - i is the distance.
+        """
         left, right = self.attention.left_window_size, self.attention.right_window_size
         limits = [limit for limit in (0 if self.causal else None, right if right >= 0 else None) if limit is not None]
         terms = [("LessOrEqual", min(limits))] if limits else []
         terms += [("GreaterOrEqual", -left)] if left >= 0 else []
+        written = [] if self.starts is None or self.causal else [self._written(self.starts)]
         if not terms:
-            return []
+            return written
         distance = self._distance()
-        return [self._op(name, ir.DataType.BOOL, distance, self._int(limit)) for name, limit in terms]
+        return [self._op(name, ir.DataType.BOOL, distance, self._int(limit)) for name, limit in terms] + written
+
+    def _written(self, starts: ir.Value) -> ir.Value:
+        """Which places of the buffer hold something once the new tokens are in, bool [B, 1, 1, Skv]."""
+        ends = self._op("Add", ir.DataType.INT64, self._by_row(starts), self._count(self.attention.query))
+        return self._op("Less", ir.DataType.BOOL, self._positions(self.attention.key), ends)
+
+    def _by_row(self, starts: ir.Value) -> ir.Value:
+        return self._op("Unsqueeze", ir.DataType.INT64, starts, self._ints([1, 2, 3]))
 
     def _per_query(self, bias: ir.Value) -> ir.Value:
         """The bias with a row for every query: ONNX Runtime's `Attention` takes no mask that is one row for all."""
@@ -102,7 +130,9 @@ class _Composer:
 
     def _distance(self) -> ir.Value:
         rows = self._op("Unsqueeze", ir.DataType.INT64, self._positions(self.attention.query), self._ints([1]))
-        if self.attention.past_key is not None:
+        if self.starts is not None:
+            rows = self._op("Add", ir.DataType.INT64, self._by_row(self.starts), rows)
+        elif self.attention.past_key is not None:
             rows = self._op("Add", ir.DataType.INT64, rows, self._count(self.attention.past_key))
         return self._op("Sub", ir.DataType.INT64, self._positions(self.attention.key), rows)
 
@@ -120,8 +150,8 @@ class _Composer:
         low = self._op("Max", kind, mask, self.writer.constant(np.asarray(self._lowest), kind))
         return self._cast(low, self.dtype)
 
-    def _attended(self, allowed: ir.Value) -> ir.Value | None:
-        if not self._rows_may_be_empty():
+    def _attended(self, allowed: ir.Value | None) -> ir.Value | None:
+        if allowed is None or not self._rows_may_be_empty():
             return None
         numbers = self._cast(allowed, ir.DataType.INT32)
         most = self.writer.node(self.anchor, "ReduceMax", [numbers, self._ints([-1])], None, {"keepdims": 1})
@@ -183,6 +213,12 @@ def _length(value: ir.Value) -> Hashable:
     if isinstance(dim, int):
         return dim
     return ("named", dim.value) if dim is not None and dim.value is not None else ("value", id(value))
+
+
+def _may_forbid(mask: ir.Value) -> bool:
+    """Whether the float mask may hold -inf: a constant says so itself, as a table of relative positions does."""
+    tensor = mask.const_value if not mask.is_graph_input() else None
+    return tensor is None or bool(np.isneginf(tensor.numpy().astype(np.float32)).any())
 
 
 def _slopes(slopes: ir.Value | None) -> Hashable:
