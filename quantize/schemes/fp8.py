@@ -44,7 +44,9 @@ class Fp8:
 _RECIPE = QuantConfig(
     weights="float8e4m3fn",
     activations="float8e4m3fn",
-    gate=Gate(min_sqnr_db=18.0, min_cosine=0.992, max_accuracy_drop=1.0, min_top1_agreement=0.98),
+    gate=Gate(
+        min_sqnr_db=18.0, min_cosine=0.992, max_accuracy_drop=1.0, min_top1_agreement=0.98, min_overlap_at_10=0.9
+    ),
     calibration="minmax",
 )
 

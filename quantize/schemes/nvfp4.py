@@ -163,7 +163,9 @@ SCHEME = NvFp4(
     QuantConfig(
         weights="float4e2m1",
         activations="float4e2m1",
-        gate=Gate(min_sqnr_db=6.5, min_cosine=0.89, max_accuracy_drop=2.0, min_top1_agreement=0.97),
+        gate=Gate(
+            min_sqnr_db=6.5, min_cosine=0.89, max_accuracy_drop=2.0, min_top1_agreement=0.97, min_overlap_at_10=0.78
+        ),
         granularity="per-block",
         block_size=BLOCK,
         calibration="minmax",

@@ -7,11 +7,12 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
-from quantize_graphs import by_type, run, sqnr
+from quantize_graphs import by_type, sqnr
 from transformers import BertConfig, BertModel, ViTConfig, ViTModel
 
 from exporters.torch_export import export
 from quantize import quantize
+from runtimes import portable_session
 from toolkit.types import Calibration, Dim, ModelSpec, TensorSpec
 
 DIMS = {"batch": Dim(1, 2, 8), "sequence": Dim(1, 8, 16)}
@@ -62,7 +63,17 @@ def exported(request, tmp_path_factory):
 
 @pytest.mark.heavy
 @pytest.mark.parametrize(
-    ("scheme", "least"), [("fp32", 90), ("fp16", 50), ("int8", 20), ("int8-dynamic", 20), ("int4", 14)]
+    ("scheme", "least"),
+    [
+        ("fp32", 90),
+        ("fp16", 50),
+        ("bf16", 36),
+        ("int8", 20),
+        ("int8-dynamic", 20),
+        ("fp8", 20),
+        ("int4", 14),
+        ("nvfp4", 8),
+    ],
 )
 def test_a_scheme_keeps_the_outputs_of_the_torch_model(exported, tmp_path, scheme, least):
     module, graph, _ = exported
@@ -72,7 +83,7 @@ def test_a_scheme_keeps_the_outputs_of_the_torch_model(exported, tmp_path, schem
     feed = sample(graph.spec, 99)
     with torch.no_grad():
         reference = module(**{name: torch.from_numpy(array) for name, array in feed.items()})["hidden"].numpy()
-    candidate = run(made.path, feed)["hidden"]
+    candidate = portable_session(made.path).run(feed)["hidden"]
     assert candidate.dtype == np.float32
     assert sqnr(reference, candidate) > least
 
