@@ -117,7 +117,7 @@ def test_every_option_is_one_that_the_installed_provider_knows():
 
 
 def test_int8_is_for_language_models_only():
-    assert SCHEMES == ("fp32", "fp16", "int8", "int4")
+    assert SCHEMES == ("fp32", "fp16", "bf16", "int8", "int4")
     assert SCHEME_KINDS == {"int8": ("decoder",)}
     taken = {kind: {str(target) for target in all_targets(kind)} for kind in ("decoder", "vision")}
     assert "ort-cuda-int8" in taken["decoder"]

@@ -105,7 +105,7 @@ def test_a_node_that_opset_22_lacks_is_named(node, says):
 
 
 def test_what_it_takes():
-    assert SCHEMES == ("fp32", "fp16", "int8")
+    assert SCHEMES == ("fp32", "fp16", "bf16", "int8")
     assert KINDS == ("encoder", "vision", "module")
     assert str(parse_target("ort-trt-fp16")) == "ort-trt-fp16"
     with pytest.raises(UnsupportedError, match="does not take scheme 'int4'"):
@@ -166,7 +166,8 @@ def test_no_option_turns_precision_over_to_the_builder():
     assert not flags_of("fp32")
     assert flags_of("int8") == {"trt_int8_enable": "True"}
     assert flags_of("fp16")["trt_fp16_enable"] == "True"
-    assert set(SCHEMES) == {"fp32", "fp16", "int8"}
+    assert flags_of("bf16")["trt_bf16_enable"] == "True"
+    assert all("trt_fp16_enable" not in flags_of(scheme) for scheme in set(SCHEMES) - {"fp16"})
 
 
 def test_an_engine_entry_without_its_scheme_is_damaged(tmp_path):
