@@ -13,7 +13,7 @@ __all__ = ["refuse_without_kernel"]
 _BFLOAT16 = ir.DataType.BFLOAT16
 _KERNELS = frozenset(
     {
-        "Abs", "Add", "Attention", "Cast", "Compress", "Concat", "ConstantOfShape", "Div", "Erf", "Exp", "Expand",
+        "Abs", "Add", "Attention", "Cast", "Concat", "ConstantOfShape", "Div", "Erf", "Exp", "Expand",
         "Flatten", "Gather", "GatherElements", "GatherND", "Gelu", "Gemm", "Identity", "If", "IsInf", "IsNaN",
         "LayerNormalization", "Loop", "MatMul", "Max", "Min", "Mod", "Mul", "Neg", "Pow", "RMSNormalization",
         "ReduceSum", "Relu", "Reshape", "RotaryEmbedding", "Scan", "ScatterElements", "ScatterND", "Shape", "Sigmoid",
