@@ -134,7 +134,7 @@ def export(model="vit", target="ort-cpu-fp32", *more):
         ),
         (export("vit-base", "ort-cpu-fp32", "--offline"), 2, "not in the cache", "`--weights random`"),
         (export("vit", "ort-cpu-fp32", "--revision", "main"), 2, "no revision 'main'", "Leave --revision out"),
-        (export("vit", "trt"), 2, "unknown target 'trt'", "Did you mean trt-int8"),
+        (export("vit", "trt"), 2, "unknown target 'trt'", "Did you mean trt-fp8, trt-int8"),
         (export("vit", "int8"), 2, "unknown target 'int8'", "ort-cpu-int8"),
         (export("vit", "ort-cpu-int9"), 2, "unknown target 'ort-cpu-int9'", "Did you mean ort-cpu-int8"),
         (
