@@ -138,5 +138,8 @@ class ChecksOptions(Protocol):
     """A runtime that can tell before any work that it will not compile as it is asked to."""
 
     def check_options(self, options: TargetOptions, scheme: str) -> None:
-        """Raise UnsupportedError for what cannot be compiled here, naming what can."""
+        """Raise UnsupportedError for what cannot be compiled here, UsageError for what makes no sense; name what does.
+
+        Options that the runtime's `OPTIONS` does not list are for others.
+        """
         ...

@@ -165,7 +165,13 @@ def _ask_runtime(target: Target, options: TargetOptions) -> None:
         runtime.check_options(options, target.scheme)
 
 
-_FLAGS = {"architectures": "arch", "seconds": "build-timeout", "memory": "build-memory", "cache": "kv-cache"}
+_FLAGS = {
+    "architectures": "arch",
+    "seconds": "build-timeout",
+    "memory": "build-memory",
+    "cache": "kv-cache",
+    "provider": "provider-option",
+}
 """The option of `toolkit export` that sets each field of TargetOptions."""
 
 

@@ -262,13 +262,15 @@ class TargetOptions:
 
     `architectures` are as `sm89`, none for the runtime's own choice; `seconds` and `memory` (bytes, None for nearly all
     of the machine's) are what one build may take; `cache` is the form of a language model's cache: `concat` appends to
-    it, `static` writes new positions into a buffer of full length in place.
+    it, `static` writes new positions into a buffer of full length in place; `provider` holds options of ONNX Runtime's
+    execution providers by its own names, as text.
     """
 
     architectures: tuple[str, ...] = ()
     seconds: float = 3600.0
     memory: int | None = None
     cache: CacheForm = "concat"
+    provider: Mapping[str, str] = field(default_factory=dict)
 
 
 DEFAULT_OPTIONS = TargetOptions()

@@ -16,6 +16,7 @@ import onnxruntime as ort
 from onnx import TensorProto, helper
 
 from runtimes._onnxruntime.failures import FAILURES
+from runtimes._tensorrt.builder import INDEX
 from runtimes._tensorrt.devices import devices
 
 __all__ = ["CUDA", "TENSORRT", "blocker", "both_builds_installed", "device_name"]
@@ -25,7 +26,7 @@ TENSORRT = "TensorrtExecutionProvider"
 
 _INSTALL = "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'onnxruntime-gpu[cuda,cudnn]'"
 _LIBRARIES = "ONNX Runtime's log on standard error names the library that does not load"
-_INSTALL_TENSORRT = "pip install 'tensorrt-cu13>=10.6,<11' --extra-index-url https://pypi.nvidia.com"
+_INSTALL_TENSORRT = f"pip install 'tensorrt-cu13>=10.6,<11' {INDEX}"
 _TENSORRT_LIBRARIES = ("libnvinfer.so.10", "libnvinfer_plugin.so.10", "libnvonnxparser.so.10")
 _TENSORRT_WHEEL = "tensorrt_libs"
 _BEHIND: Mapping[str, tuple[str, ...]] = {CUDA: (), TENSORRT: (CUDA,)}

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import field, fields
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import field, fields, replace
 from functools import cache
 from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
 
 from toolkit.errors import UsageError
 from toolkit.plugins import nearest
 
-__all__ = ["ProviderOptions", "within"]
+__all__ = ["ProviderOptions", "named", "shared_out", "within"]
 
 _BOOLEANS = {"1": True, "true": True, "0": False, "false": False}
 
@@ -40,7 +41,11 @@ class ProviderOptions:
 
         Raises UsageError for a name that is no option or a value that is not allowed, naming what is.
         """
-        return cls(**{name: cls._read(name, value) for name, value in given.items()})
+        return cls().changed(given)
+
+    def changed(self, given: Mapping[str, object]) -> Self:
+        """These options with those that are given in the place of their own; raises as `from_mapping`."""
+        return replace(self, **{name: self._read(name, value) for name, value in given.items()})  # type: ignore[type-var]
 
     def as_strings(self) -> dict[str, str]:
         """What ONNX Runtime takes: every value as text, booleans as the provider reads them, without what is None."""
@@ -52,14 +57,17 @@ class ProviderOptions:
         }
 
     @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """The options that are offered."""
+        return tuple(each.name for each in fields(cls))  # type: ignore[arg-type]
+
+    @classmethod
     def _read(cls, name: str, value: object) -> object:
         if name in cls.REFUSED:
             raise UsageError(f"{name} is not offered for {cls.PROVIDER}", hint=cls.REFUSED[name])
-        known = {each.name: each for each in fields(cls)}  # type: ignore[arg-type]
-        if name not in known:
-            hint = f"{nearest(name, known)}Allowed: {', '.join(known)}."
-            raise UsageError(f"{cls.PROVIDER} has no option '{name}'", hint=hint)
-        bounds = known[name].metadata
+        if name not in cls.names():
+            raise _unknown(name, cls)
+        bounds = next(each.metadata for each in fields(cls) if each.name == name)  # type: ignore[arg-type]
         kind, optional = _kind(cls, name)
         if value is None and optional:
             return None
@@ -70,6 +78,37 @@ class ProviderOptions:
         ):
             raise UsageError(f"'{value}' is no {name}", hint=f"Allowed: {_allowed(kind, low, high)}.")
         return read
+
+
+@contextmanager
+def named(runtime: str) -> Iterator[None]:
+    """Put the runtime's name before what is wrong with an option: one may be given for several runtimes."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"{runtime}: {error}", hint=error.hint) from error
+
+
+def shared_out(given: Mapping[str, str], *kinds: type[ProviderOptions]) -> tuple[dict[str, str], ...]:
+    """What is given for each of the kinds: an option goes to the first that offers it, or else that refuses it.
+
+    Raises UsageError for a name that none of them has.
+    """
+    parts: tuple[dict[str, str], ...] = tuple({} for _ in kinds)
+    for name, value in given.items():
+        takers = [part for part, kind in zip(parts, kinds, strict=True) if name in kind.names()]
+        takers += [part for part, kind in zip(parts, kinds, strict=True) if name in kind.REFUSED]
+        if not takers:
+            raise _unknown(name, *kinds)
+        takers[0][name] = value
+    return parts
+
+
+def _unknown(name: str, *kinds: type[ProviderOptions]) -> UsageError:
+    known = tuple(dict.fromkeys(option for kind in kinds for option in kind.names()))
+    have = "has" if len(kinds) == 1 else "have"
+    who = " and ".join(kind.PROVIDER for kind in kinds)
+    return UsageError(f"{who} {have} no option '{name}'", hint=f"{nearest(name, known)}Allowed: {', '.join(known)}.")
 
 
 @cache

@@ -45,7 +45,12 @@ _SINCE_10_15 = ("RMSNormalization", "RotaryEmbedding", "TensorScatter")
 REFUSED = 5
 """The exit code where the library took neither the graph nor the shapes."""
 _BAD_RECIPE, _NO_LIBRARY, _UNSUPPORTED = 2, 3, 4
-_INSTALL = {"tensorrt": "pip install tensorrt", "tensorrt_rtx": "pip install tensorrt-rtx-cu13"}
+INDEX = "--extra-index-url https://pypi.nvidia.com"
+INSTALL = {
+    "tensorrt": f"pip install 'tensorrt-cu13>={'.'.join(map(str, _FIRST_VERSION))}' {INDEX}",
+    "tensorrt_rtx": "pip install 'tensorrt-rtx-cu13>=1.7'",
+}
+"""How each library is installed."""
 FAILED = "FAILED: "
 """What the last line of the standard error begins with where nothing was built."""
 _PLAN = "Layers:"
@@ -165,7 +170,7 @@ def _start_one(name: str) -> _Tool:
     try:
         trt: Any = importlib.import_module(name)
     except ImportError as error:
-        command = _INSTALL.get(name, "")
+        command = INSTALL.get(name, "")
         raise BuildError(f"{name} is not installed{command and f' ({command})'}: {error}", _NO_LIBRARY) from error
     log = _make_log(trt)
     try:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from runtimes._tensorrt.builder import INSTALL
 from runtimes._tensorrt.compile import probe
 from runtimes._tensorrt.devices import devices
 
@@ -18,12 +19,8 @@ RTX: Library = "tensorrt_rtx"
 PACKAGES = {"tensorrt": "tensorrt-cu13", "tensorrt_rtx": "tensorrt-rtx-cu13"}
 """The package on PyPI of each library."""
 
-_INSTALL = {
-    "tensorrt": "pip install 'tensorrt-cu13>=11' --extra-index-url https://pypi.nvidia.com",
-    "tensorrt_rtx": "pip install 'tensorrt-rtx-cu13>=1.7'",
-}
 _STAND_IN = (
-    "compiled by TensorRT-RTX in TensorRT's place: that its parser takes the graph does not prove that TensorRT 11's "
+    "compiled by TensorRT-RTX in TensorRT's place: that its parser takes the graph does not prove that TensorRT's "
     "does, and the engine files run on the TensorRT-RTX runtime"
 )
 
@@ -56,12 +53,12 @@ def choose(libraries: Sequence[Library]) -> Builder:
 def try_library(library: Library) -> Builder:
     """What one library can do here; its `library` is None where it does not start."""
     if importlib.util.find_spec(library) is None:
-        return Builder(None, reason=f"{library} is not installed ({_INSTALL[library]})")
+        return Builder(None, reason=f"{library} is not installed ({INSTALL[library]})")
     present, why = devices()
     if library != RTX and not present:
         return Builder(None, reason=f"{library} compiles on a GPU only: {why}")
     found = probe(library)
     if found.reason:
-        return Builder(None, reason=f"{found.reason} ({_INSTALL[library]})")
+        return Builder(None, reason=f"{found.reason} ({INSTALL[library]})")
     # A library that cannot be told an architecture compiles for the first device.
     return Builder(library, found.version, found.offered or tuple(device.architecture for device in present[:1]))

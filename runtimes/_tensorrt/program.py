@@ -1,6 +1,6 @@
 """An engine in a GPU's memory: shapes are set, addresses bound and runs put on a stream.
 
-The same for `tensorrt` 11 and `tensorrt_rtx`. What moves tensors to the device and back is built on the protocol
+The same for `tensorrt` and `tensorrt_rtx`. What moves tensors to the device and back is built on the protocol
 `Program`, and so runs without a GPU where something else serves as one.
 """
 
@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import ml_dtypes  # noqa: F401 - numpy knows bfloat16 and float8 by name once it is imported
 import numpy as np
 
+from runtimes._tensorrt.builder import INSTALL
 from runtimes._tensorrt.cuda import Cuda
 from runtimes._tensorrt.devices import Device
 from runtimes._tensorrt.errorlog import make_error_log
@@ -29,7 +30,6 @@ __all__ = ["CUDA_GRAPHS", "EngineProgram", "Program"]
 CUDA_GRAPHS = "TOOLKIT_CUDA_GRAPHS"
 """The environment variable that, set to 1, asks for CUDA graphs."""
 
-_PACKAGES = {"tensorrt": "tensorrt-cu13>=11", "tensorrt_rtx": "tensorrt-rtx-cu13>=1.7"}
 _REBUILD = "An engine loads only with the version that built it: export again on this machine."
 _NO_NUMPY = {"BF16": "bfloat16", "FP8": "float8_e4m3fn"}
 
@@ -222,6 +222,4 @@ def _import(library: str) -> Any:
     try:
         return importlib.import_module(library)
     except ImportError as error:
-        raise MissingDependencyError(
-            f"{library} is not installed", hint=f"pip install '{_PACKAGES[library]}'"
-        ) from error
+        raise MissingDependencyError(f"{library} is not installed", hint=INSTALL[library]) from error

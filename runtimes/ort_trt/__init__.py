@@ -11,6 +11,7 @@ from runtimes._onnxruntime.cuda_options import CudaOptions
 from runtimes._onnxruntime.engine import graph_file
 from runtimes._onnxruntime.gpu import CUDA, TENSORRT
 from runtimes._onnxruntime.gpu_engine import OPTIONS_ENTRY, build_on_gpu, readiness_of, recorded, refuse_without
+from runtimes._onnxruntime.provider_options import named, shared_out
 from runtimes._onnxruntime.session import OrtSession
 from runtimes.ort_trt.options import TensorrtOptions, for_graph, with_cache
 from runtimes.ort_trt.precision import flags_of, refuse_mixed
@@ -27,10 +28,11 @@ from toolkit.types import (
     TargetOptions,
 )
 
-__all__ = ["KINDS", "RUNTIME", "SCHEMES", "CudaOptions", "OrtTrt", "TensorrtOptions"]
+__all__ = ["KINDS", "OPTIONS", "RUNTIME", "SCHEMES", "CudaOptions", "OrtTrt", "TensorrtOptions"]
 
-SCHEMES = ("fp32", "fp16", "int8")
+SCHEMES = ("fp32", "fp16", "bf16", "int8")
 KINDS = ("encoder", "vision", "module")
+OPTIONS = ("provider-option",)
 
 _GRAPH_SHA256, _SCHEME = "graph_sha256", "scheme"
 
@@ -48,6 +50,10 @@ class OrtTrt:
     def readiness(self) -> Readiness:
         """Ready where the build has the provider, the driver counts a GPU, TensorRT 10 loads and a session starts."""
         return readiness_of(TENSORRT, self.options.device_id)
+
+    def check_options(self, options: TargetOptions, scheme: str) -> None:
+        """Raise UsageError for a provider option that TensorRT and CUDA lack, or a value that they do not take."""
+        self._given(options)
 
     def lower(
         self,
@@ -67,14 +73,15 @@ class OrtTrt:
 
     def build(self, graph: LoweredGraph, options: TargetOptions = DEFAULT_OPTIONS) -> Engine:
         """Open and run the graph on the GPU; without one the engine is `graph-only` and carries the reason."""
-        given = for_graph(self.options, graph.spec)
+        asked, cuda = self._given(options)
+        given = for_graph(asked, graph.spec)
         details = {
-            OPTIONS_ENTRY: {TENSORRT: given.as_strings(), CUDA: self.cuda.as_strings()},
+            OPTIONS_ENTRY: {TENSORRT: given.as_strings(), CUDA: cuda.as_strings()},
             _GRAPH_SHA256: graph.sha256,
             _SCHEME: graph.scheme,
         }
         chosen = with_cache(given, graph.sha256)
-        return build_on_gpu(graph, TENSORRT, details, lambda: _open(graph.path, chosen, self.cuda, graph.scheme))
+        return build_on_gpu(graph, TENSORRT, details, lambda: _open(graph.path, chosen, cuda, graph.scheme))
 
     def session(self, folder: Path, engine: Mapping[str, Any]) -> Session:
         """Open the engine's graph on the GPU, which compiles it unless it is cached.
@@ -93,6 +100,12 @@ class OrtTrt:
     def decoder(self, folder: Path, engine: Mapping[str, Any], spec: DecoderSpec, *, limit: int, rows: int) -> Never:
         """Raises UnsupportedError: a session has one profile, and a cache wants one for each way of use."""
         raise UnsupportedError("ort-trt runs no language models", hint="`trt` and `ort-cuda` do.")
+
+    def _given(self, options: TargetOptions) -> tuple[TensorrtOptions, CudaOptions]:
+        """The options of TensorRT and of CUDA behind it; what both know is TensorRT's, which the device follows."""
+        with named("ort-trt"):
+            first, behind = shared_out(options.provider, TensorrtOptions, CudaOptions)
+            return self.options.changed(first), self.cuda.changed(behind)
 
 
 def _open(path: Path, options: TensorrtOptions, cuda: CudaOptions, scheme: str) -> OrtSession:

@@ -12,9 +12,11 @@ __all__ = ["flags_of", "refuse_mixed"]
 _FLAGS: Mapping[str, Mapping[str, str]] = {
     "fp32": {},
     "fp16": {"trt_fp16_enable": "True", "trt_layer_norm_fp32_fallback": "True"},
+    "bf16": {"trt_bf16_enable": "True", "trt_layer_norm_fp32_fallback": "True"},
     "int8": {"trt_int8_enable": "True"},
 }
-"""The builder refuses half or int8 tensors without their flag; with it, it may use that precision where it likes.
+"""The builder refuses fp16, bf16 or int8 tensors without their flag; with it, it may use that precision where it likes.
+bf16 has the range of fp32, so nothing overflows where the builder uses it beyond the scheme.
 
 int8 has no half beside it: without a calibration table only what stands between Q and DQ can run in int8.
 """

@@ -1,4 +1,4 @@
-"""NVIDIA TensorRT 11 on a GPU; elsewhere its engines are compiled ahead of time through TensorRT-RTX."""
+"""NVIDIA TensorRT (10.14 or newer) on a GPU; elsewhere its engines are compiled ahead of time through TensorRT-RTX."""
 
 from runtimes._tensorrt.runtime import TensorRT
 

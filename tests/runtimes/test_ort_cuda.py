@@ -4,6 +4,7 @@ from dataclasses import fields
 from importlib import metadata
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -15,8 +16,10 @@ from ort_graphs import Case, written
 from runtimes import portable_session
 from runtimes._onnxruntime import gpu
 from runtimes.ort_cuda import RUNTIME, SCHEME_KINDS, SCHEMES, CudaOptions, OrtCuda
+from runtimes.ort_cuda.bfloat16 import _KERNELS, _SINCE
 from toolkit.errors import UnsupportedError, UsageError
 from toolkit.target import all_targets
+from toolkit.types import TargetOptions
 
 BLOCKER = gpu.blocker(gpu.CUDA)
 without_gpu = pytest.mark.skipif(not BLOCKER, reason="there is a usable GPU here")
@@ -117,7 +120,7 @@ def test_every_option_is_one_that_the_installed_provider_knows():
 
 
 def test_int8_is_for_language_models_only():
-    assert SCHEMES == ("fp32", "fp16", "int8", "int4")
+    assert SCHEMES == ("fp32", "fp16", "bf16", "int8", "int4")
     assert SCHEME_KINDS == {"int8": ("decoder",)}
     taken = {kind: {str(target) for target in all_targets(kind)} for kind in ("decoder", "vision")}
     assert "ort-cuda-int8" in taken["decoder"]
@@ -141,6 +144,53 @@ def test_int8_weights_in_blocks_stay_8_bits_and_meet_activations_as_they_are(tmp
     feeds = {"x": rng.standard_normal((3, 64)).astype(np.float32)}
     expected = feeds["x"] @ (weight * scales.repeat(32, axis=0))
     np.testing.assert_allclose(portable_session(made.path).run(feeds)["y"], expected, rtol=0, atol=1e-4)
+
+
+@without_gpu
+def test_options_given_at_export_are_recorded(tmp_path):
+    options = TargetOptions(provider={"device_id": "1", "use_tf32": "true"})
+    RUNTIME.check_options(options, "fp32")
+    recorded = RUNTIME.build(lowered(tmp_path), options).details["provider_options"]["CUDAExecutionProvider"]
+    assert CudaOptions.from_mapping(recorded) == CudaOptions(device_id=1, use_tf32=True)
+
+
+def in_bfloat16(node, folder, opset=23):
+    text = f"""<ir_version: 10, opset_import: ["" : {opset}]> tiny (float[1, 4, 8, 8] x) => (float[1, 4, 8, 8] y)
+    <bfloat16[1, 4, 8, 8] h, bfloat16[1, 4, 8, 8] z, bfloat16[4, 4, 1, 1] w>
+    {{ h = Cast<to = 16>(x)\n z = {node}\n y = Cast<to = 1>(z) }}"""
+    proto = onnx.parser.parse_model(text)
+    weight = ir.tensor(np.ones((4, 4, 1, 1), ml_dtypes.bfloat16), name="w")
+    proto.graph.initializer.append(ir.serde.serialize_tensor(weight))
+    return RUNTIME.lower(written(ir.from_proto(proto), folder, "bf16"), folder / "lowered")
+
+
+@pytest.mark.parametrize(
+    ("node", "opset", "says", "hint"),
+    [
+        ("Conv(h, w)", 21, "no bfloat16 kernel at opset 21 for Conv", "--opset 22 or newer"),
+        ("Reciprocal(h)", 23, "no bfloat16 kernel at opset 23 for Reciprocal", "ort-cuda-fp16"),
+    ],
+)
+def test_bfloat16_without_a_kernel_is_refused_before_it_is_written(node, opset, says, hint, tmp_path):
+    with pytest.raises(UnsupportedError, match=says) as caught:
+        in_bfloat16(node, tmp_path, opset)
+    assert hint in caught.value.hint
+    assert not (tmp_path / "lowered").exists()
+
+
+@pytest.mark.parametrize("node", ["Conv(h, w)", "Attention(h, h, h)", "Softmax(h)"])
+def test_bfloat16_with_a_kernel_is_written_and_runs_emulated(node, tmp_path):
+    made = in_bfloat16(node, tmp_path)
+    answer = portable_session(made.path).run({"x": np.ones((1, 4, 8, 8), np.float32)})["y"]
+    expected = {"C": 4.0, "A": 1.0, "S": 0.125}[node[0]]
+    np.testing.assert_allclose(answer, expected, rtol=2**-8)
+
+
+def test_every_operator_in_bfloat16_is_one_that_onnx_lets_be_so():
+    for name in _KERNELS | set(_SINCE):
+        schema = onnx.defs.get_schema(name, max_inclusive_version=25)
+        allowed = {kind for each in schema.type_constraints for kind in each.allowed_type_strs}
+        assert "tensor(bfloat16)" in allowed, name
 
 
 @pytest.mark.requires_gpu

@@ -21,7 +21,7 @@ from runtimes.ort_trt.precision import flags_of
 from toolkit import plugins
 from toolkit.errors import UnsupportedError, UsageError
 from toolkit.target import parse_target
-from toolkit.types import Calibration
+from toolkit.types import Calibration, TargetOptions
 
 BLOCKER = gpu.blocker(gpu.TENSORRT)
 without_gpu = pytest.mark.skipif(not BLOCKER, reason="there is a usable GPU and TensorRT 10 here")
@@ -105,7 +105,7 @@ def test_a_node_that_opset_22_lacks_is_named(node, says):
 
 
 def test_what_it_takes():
-    assert SCHEMES == ("fp32", "fp16", "int8")
+    assert SCHEMES == ("fp32", "fp16", "bf16", "int8")
     assert KINDS == ("encoder", "vision", "module")
     assert str(parse_target("ort-trt-fp16")) == "ort-trt-fp16"
     with pytest.raises(UnsupportedError, match="does not take scheme 'int4'"):
@@ -166,7 +166,8 @@ def test_no_option_turns_precision_over_to_the_builder():
     assert not flags_of("fp32")
     assert flags_of("int8") == {"trt_int8_enable": "True"}
     assert flags_of("fp16")["trt_fp16_enable"] == "True"
-    assert set(SCHEMES) == {"fp32", "fp16", "int8"}
+    assert flags_of("bf16")["trt_bf16_enable"] == "True"
+    assert all("trt_fp16_enable" not in flags_of(scheme) for scheme in set(SCHEMES) - {"fp16"})
 
 
 def test_an_engine_entry_without_its_scheme_is_damaged(tmp_path):
@@ -213,6 +214,16 @@ def test_without_a_gpu_the_engine_is_graph_only_and_records_its_options(tmp_path
     assert recorded["TensorrtExecutionProvider"]["trt_profile_max_shapes"] == "x:4x32x32,mask:4x1x1x32"
     assert CudaOptions.from_mapping(recorded["CUDAExecutionProvider"]) == CudaOptions()
     assert (engine.details["graph_sha256"], engine.details["scheme"]) == (made.sha256, "fp32")
+
+
+@without_gpu
+def test_options_given_at_export_go_to_their_own_provider_and_are_recorded(tmp_path):
+    options = TargetOptions(provider={"trt_auxiliary_streams": "0", "device_id": "1", "gpu_mem_limit": "1000"})
+    RUNTIME.check_options(options, "fp32")
+    recorded = RUNTIME.build(lower(quantized(tmp_path, "fp32"), tmp_path), options).details["provider_options"]
+    tensorrt = TensorrtOptions.from_mapping(recorded["TensorrtExecutionProvider"])
+    assert (tensorrt.trt_auxiliary_streams, tensorrt.device_id) == (0, 1)
+    assert CudaOptions.from_mapping(recorded["CUDAExecutionProvider"]) == CudaOptions(gpu_mem_limit=1000)
 
 
 @without_gpu

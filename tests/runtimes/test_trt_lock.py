@@ -116,7 +116,7 @@ def test_one_architecture_that_fails_is_named_and_the_others_are_built(copied: P
 @without_tensorrt
 def test_the_exit_code_says_what_is_wrong(bundle: Path, copied: Path) -> None:
     missing = run_script(bundle, "--library", "tensorrt")
-    assert (missing.returncode, "pip install tensorrt" in missing.stderr) == (3, True)
+    assert (missing.returncode, "pip install 'tensorrt-cu13>=10.14'" in missing.stderr) == (3, True)
     (copied / "model.onnx").write_bytes(b"no graph")
     assert run_script(copied, "--arch", "sm89").returncode == 5
     (copied / LOCK_FILE).unlink()

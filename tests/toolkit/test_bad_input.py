@@ -43,6 +43,21 @@ MODELS = {
     ),
 }
 
+OPTION = "--provider-option"
+BOTH = ("ort-cuda-fp32", "--target", "ort-trt-fp32", "--target", "ort-cpu-fp32")
+PROVIDER_OPTIONS = [
+    ("ort-cuda-fp32", OPTION, "use_tf23=1", "ort-cuda: CUDAExecutionProvider has no option 'use_tf23'", "use_tf32"),
+    ("ort-cuda-fp32", OPTION, "gpu_mem_limit=1e9", "ort-cuda: '1e9' is no gpu_mem_limit", "a whole number from 1"),
+    ("ort-trt-fp32", OPTION, "trt_builder_optimization_level=9", "ort-trt: '9' is no trt_builder", "0 to 5"),
+    ("ort-trt-fp32", OPTION, "trt_fp16_enable=1", "ort-trt: trt_fp16_enable is not offered", "The target says"),
+    ("ort-trt-fp32", OPTION, "device=1", "TensorrtExecutionProvider and CUDAExecutionProvider have no", "use_tf32"),
+    (*BOTH, OPTION, "trt_max_workspace_size=1", "ort-cuda: CUDAExecutionProvider has no option", "gpu_mem_limit"),
+    ("ort-cuda-fp32", OPTION, "device_id", "'device_id' is not of the form KEY=VALUE", "--help"),
+    ("ort-cuda-fp32", OPTION, "use_tf32=0", OPTION, "use_tf32=1", "use_tf32 is given 2 times", "once"),
+    ("ort-cpu-fp32", OPTION, "device_id=1", "--provider-option is not for ort-cpu-fp32", "runtimes ort-cuda, ort-trt"),
+]
+"""A target, what is typed after it, what is said and what is hinted."""
+
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
@@ -119,14 +134,14 @@ def export(model="vit", target="ort-cpu-fp32", *more):
         ),
         (export("vit-base", "ort-cpu-fp32", "--offline"), 2, "not in the cache", "`--weights random`"),
         (export("vit", "ort-cpu-fp32", "--revision", "main"), 2, "no revision 'main'", "Leave --revision out"),
-        (export("vit", "trt"), 2, "unknown target 'trt'", "Did you mean trt-int8"),
+        (export("vit", "trt"), 2, "unknown target 'trt'", "Did you mean trt-fp8, trt-int8"),
         (export("vit", "int8"), 2, "unknown target 'int8'", "ort-cpu-int8"),
         (export("vit", "ort-cpu-int9"), 2, "unknown target 'ort-cpu-int9'", "Did you mean ort-cpu-int8"),
         (
             export("vit", "ort-cuda-int8"), 4,
-            "'ort-cuda' does not take scheme 'int8' for models of kind 'vision'", "takes: fp32, fp16, int4",
+            "'ort-cuda' does not take scheme 'int8' for models of kind 'vision'", "takes: fp32, fp16, bf16, int4",
         ),
-        (export("vit", "ort-trt-int4"), 4, "'ort-trt' does not take scheme 'int4'", "takes: fp32, fp16, int8"),
+        (export("vit", "ort-trt-int4"), 4, "'ort-trt' does not take scheme 'int4'", "takes: fp32, fp16, bf16, int8"),
         (export("vit", ""), 2, "unknown target ''", "<runtime>-<scheme>"),
         (export("vit", "ort-cpu-fp32", "--dim", "batch=0:1:2"), 2, "must rise: 1 <= min", "batch=1:8:64"),
         (export("vit", "ort-cpu-fp32", "--dim", "batch=4:2:8"), 2, "must rise", "batch=1:8:64"),
@@ -134,6 +149,7 @@ def export(model="vit", target="ort-cpu-fp32", *more):
         (export("vit", "ort-cpu-fp32", "--dim", "bach=2"), 2, "no dimension 'bach'", "Its dimensions: batch"),
         (export("vit", "ort-cpu-fp32", "--dim", "batch=1:2:9999999999"), 2, "beyond", "2147483647 or less"),
         (export("vit", "ort-cpu-fp32", "--dim", "batch=2", "--dim", "batch=3"), 2, "given 2 times", "once"),
+        *((export("vit", target, *more), 2, says, hint) for target, *more, says, hint in PROVIDER_OPTIONS),
         (export("bert", "ort-cpu-fp32", "--dim", "sequence=1:8:100000"), 2, "takes at most 48", "48 or less"),
         (export("vit", "ort-cpu-fp32", "--opset", "9"), 2, "opset 9", "--opset 20 to 25"),
         (export("vit", "ort-cpu-fp32", "--opset", "99"), 2, "opset 99", "--opset 20 to 25"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,14 @@ def test_list_names_what_is_in_the_folders(what):
         assert [row["name"] for row in rows] == list(listed)
     plain = toolkit("list", what).stdout
     assert all(row["name"] in plain for row in rows)
+
+
+def test_list_targets_has_every_scheme_of_the_gpu_runtimes():
+    names = {row["name"] for row in answer("list", "targets")}
+    assert {f"ort-cuda-{scheme}" for scheme in ("fp32", "fp16", "bf16", "int8", "int4")} <= names
+    assert {f"ort-trt-{scheme}" for scheme in ("fp32", "fp16", "bf16", "int8")} <= names
+    assert {f"trt{rtx}-{scheme}" for rtx in ("", "-rtx") for scheme in ("bf16", "fp8", "nvfp4")} <= names
+    assert not {"ort-trt-int4", "ort-trt-fp8", "ort-cuda-fp8", "ort-cpu-bf16"} & names
 
 
 def test_doctor_reports_this_machine_and_every_runtime():
@@ -198,6 +207,21 @@ def test_inspect_shows_bundle_and_graph(bundles):
     found = answer("inspect", bundles["built"])
     assert found["bundle"]["engine"]["status"] == "built"
     assert found["graph"]["operators"]["ai.onnx"]["MatMul"] == 2
+
+
+def test_inspect_shortens_a_long_reason_in_text_only_and_shows_provider_options(bundles, tmp_path):
+    folder = shutil.copytree(bundles["built"], tmp_path / "copy")
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    reason = "; ".join(f"MatMul of layer {number}: range" for number in range(40))
+    manifest["steps"][0]["reason"] = reason
+    manifest["engine"]["details"]["provider_options"] = {"CUDAExecutionProvider": {"device_id": "1", "use_tf32": "0"}}
+    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    shown = toolkit("inspect", folder).stdout
+    assert "layer 2: range; … and 37 more" in shown
+    assert "layer 3: range" not in shown
+    assert "options of CUDAExecutionProvider" in shown
+    assert "device_id=1, use_tf32=0" in shown
+    assert answer("inspect", folder)["bundle"]["steps"][0]["reason"] == reason
 
 
 def test_inspect_takes_an_onnx_file(bundles):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -14,6 +14,8 @@ from toolkit.errors import UsageError
 if TYPE_CHECKING:
     from toolkit.bundle.read import Bundle
     from toolkit.types import Dim, TargetOptions
+
+Value = TypeVar("Value")
 
 _EPILOG = """\b
 Examples:
@@ -50,6 +52,17 @@ class _Architectures(click.ParamType[Any]):
         if odd := [name for name in names if not (name.startswith("sm") and name[2:].isdecimal())]:
             self.fail(f"'{odd[0]}' is no GPU architecture; give them as sm80,sm89", param, ctx)
         return tuple(dict.fromkeys(names))
+
+
+class _Setting(click.ParamType[Any]):
+    name = "KEY=VALUE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        """`device_id=1` → ("device_id", "1"); a value may hold further equals signs."""
+        key, equals, text = str(value).partition("=")
+        if not (key.strip() and equals and text.strip()):
+            self.fail(f"'{value}' is not of the form KEY=VALUE, as in device_id=1", param, ctx)
+        return key.strip(), text.strip()
 
 
 class _Folder(click.Path):
@@ -97,6 +110,13 @@ class _Folder(click.Path):
     type=click.Choice(["concat", "static"]),
     help="A language model's cache: appended to, or one buffer of full length written in place.",
 )
+@click.option(
+    "--provider-option",
+    "provider",
+    type=_Setting(),
+    multiple=True,
+    help="An option of ONNX Runtime's CUDA or TensorRT provider; repeatable.",
+)
 @click.option("--allow-unfused", is_flag=True, help="Export attention that cannot be fused, and record it.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and stop.")
 @click.option("--offline", is_flag=True, help="Never ask the Hub.")
@@ -110,7 +130,7 @@ def command(dims: tuple[tuple[str, Dim], ...], as_json: bool, dry_run: bool, **o
     from toolkit.progress import Rows, Silent
 
     chosen = _options(options)
-    request = Request(**_calibration(options), dims=_dims(dims), options=chosen, command=_command_line())
+    request = Request(**_calibration(options), dims=_once("dim", dims), options=chosen, command=_command_line())
     the_plan = plan(request)
     if dry_run and as_json:
         console.emit_json(the_plan.as_json())
@@ -121,10 +141,13 @@ def command(dims: tuple[tuple[str, Dim], ...], as_json: bool, dry_run: bool, **o
         (_emit if as_json else _print)(bundles)
 
 
-def _dims(given: tuple[tuple[str, Dim], ...]) -> dict[str, Dim]:
+def _once(flag: str, given: tuple[tuple[str, Value], ...]) -> dict[str, Value]:
+    """What a repeatable option says of each name. Raises UsageError where it says two things of one."""
     names = [name for name, _ in given]
     if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
-        raise UsageError(f"--dim {twice[0]} is given {names.count(twice[0])} times", hint="Give each dimension once.")
+        raise UsageError(
+            f"--{flag} {twice[0]} is given {names.count(twice[0])} times", hint=f"Give --{flag} {twice[0]} once."
+        )
     return dict(given)
 
 
@@ -133,6 +156,7 @@ def _options(options: dict[str, Any]) -> TargetOptions:
     from toolkit.types import TargetOptions
 
     given = {name: options.pop(name) for name in ("architectures", "seconds", "memory", "cache")}
+    given["provider"] = _once("provider-option", options.pop("provider"))
     if given["memory"] is not None:
         given["memory"] <<= 20
     return TargetOptions(**{name: value for name, value in given.items() if value is not None})

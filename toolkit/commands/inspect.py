@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from toolkit.inspection import Inspection
     from toolkit.types import TensorSpec
 
+_ITEM_END = "; "
+_SHOWN = 3
+
 
 @click.command(epilog=example("toolkit inspect bundles/minilm-ort-cpu-int8", "toolkit inspect model.onnx --json"))
 @click.argument("path", metavar="BUNDLE|MODEL.ONNX", type=click.Path(path_type=Path))
@@ -66,7 +69,7 @@ def _print_bundle(manifest: Manifest) -> None:
         "drift", "ran on", ">SQNR dB", ">cosine", "gate",
     )  # fmt: skip
     print_table(
-        ((step.stage, step.what, step.count, step.reason) for step in manifest.steps),
+        ((step.stage, step.what, step.count, _shortened(step.reason)) for step in manifest.steps),
         "stage", "step", ">count", "reason",
     )  # fmt: skip
 
@@ -78,11 +81,26 @@ def _bundle_rows(manifest: Manifest) -> Iterable[tuple[str, str]]:
     yield "task", model.task
     yield "target", f"{manifest.target.runtime}-{manifest.target.scheme}"
     yield "engine", f"{engine.status} by {engine.builder}" + (f": {engine.reason}" if engine.reason else "")
+    yield from _option_rows(engine.details.get("provider_options"))
     for name, dim in manifest.dims.items():
         yield f"dim {name}", f"{dim.min} to {dim.max}, tuned for {dim.opt}"
     if manifest.allow_unfused:
         yield "not fused", ", ".join(manifest.allow_unfused)
     yield "made by", f"toolkit {manifest.toolkit}, {manifest.created:%Y-%m-%d %H:%M} UTC: {manifest.command}"
+
+
+def _option_rows(recorded: object) -> Iterable[tuple[str, str]]:
+    """What the engine's execution providers are opened with, where it names any; a manifest may hold anything."""
+    for provider, options in recorded.items() if isinstance(recorded, dict) else ():
+        if isinstance(options, dict):
+            yield f"options of {provider}", ", ".join(f"{name}={value}" for name, value in options.items())
+
+
+def _shortened(reason: str) -> str:
+    """A reason's first items: a large model's list of nodes runs to pages, and all of it is in the manifest."""
+    items = reason.split(_ITEM_END)
+    left = len(items) - _SHOWN
+    return _ITEM_END.join([*items[:_SHOWN], f"… and {left} more"]) if left > 0 else reason
 
 
 def _print_graph(graph: Inspection) -> None:
