@@ -152,4 +152,4 @@ def test_both_compile_and_fuse_what_stayed_in_half(target: str, fused: int, bund
     assert engine.status in ("built", "executed")
     built = engine.details["engines"]["sm89"]
     assert built["fused_attentions"] >= fused
-    assert target == "trt-fp16" or built["int8_products"] > 0
+    assert target == "trt-fp16" or built["gemms"]["int8"] > 0
