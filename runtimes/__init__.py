@@ -19,13 +19,14 @@ __all__ = ["portable_decoder", "portable_session"]
 def portable_session(path: Path) -> Session:
     """Open any canonical, quantized or lowered graph file on ONNX Runtime's CPU provider.
 
-    A cache of fixed length is driven as one that grows, so that all take the same inputs.
+    What the graph computes in float16 or bfloat16 is rounded to it after each operator and overflows as it would on a
+    device, which `ran_on` says. A cache of fixed length is driven as one that grows, so that all take the same inputs.
     Raises StageError where ONNX Runtime refuses the graph.
     """
     from runtimes._onnxruntime.session import OrtSession
     from toolkit.generation.static_cache import growing
 
-    return growing(OrtSession(path))
+    return growing(OrtSession(path, rounded=True))
 
 
 def portable_decoder(path: Path, spec: DecoderSpec, *, limit: int, rows: int) -> Decoder:
@@ -36,4 +37,4 @@ def portable_decoder(path: Path, spec: DecoderSpec, *, limit: int, rows: int) ->
     from runtimes._onnxruntime.decoder import open_decoder
     from runtimes._onnxruntime.session import OrtSession
 
-    return open_decoder(OrtSession(path), spec, limit=limit, rows=rows)
+    return open_decoder(OrtSession(path, rounded=True), spec, limit=limit, rows=rows)

@@ -1,20 +1,25 @@
-"""bfloat16 in float32: each operator computes in float32, and its result is rounded to bfloat16 and back.
+"""bfloat16 or float16 in float32: each operator computes in float32, and its result is rounded to 16 bits and back.
 
-That is what bfloat16 arithmetic means where the hardware accumulates in float32, as NVIDIA's tensor cores do. Weights
-stay bfloat16 in their file and are widened when ONNX Runtime opens the graph.
+That is what 16-bit arithmetic means where the hardware accumulates in float32, as NVIDIA's tensor cores do. What passes
+the type's range becomes infinite, as it does there. Weights stay 16 bits wide in their file and are widened when ONNX
+Runtime opens the graph.
+
+An attention node is one operator: its scores and softmax are float32, as in fused kernels, and only its answer is
+rounded. Elsewhere a runtime that fuses operators may round less often than this. Not emulated: sums that hardware
+keeps in 16 bits, denormal numbers that it flushes to zero.
 """
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
-__all__ = ["emulate_bfloat16"]
+__all__ = ["emulate_rounding"]
 
-_FULL, _SHORT = ir.DataType.FLOAT, ir.DataType.BFLOAT16
+_FULL = ir.DataType.FLOAT
 
 _EXACT = frozenset(
     {
-        "Abs", "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "Max",
+        "Abs", "Clip", "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "Max",
         "MaxPool", "Min", "Neg", "Pad", "ReduceMax", "ReduceMin", "Relu", "Reshape", "ScatterElements", "ScatterND",
         "Slice", "SpaceToDepth", "Split", "Squeeze", "TensorScatter", "Tile", "Transpose", "Unsqueeze", "Where",
     }
@@ -22,48 +27,48 @@ _EXACT = frozenset(
 """Operators that only move or choose numbers: what they read is rounded already."""
 
 _TYPED = frozenset({"Cast", "Constant", "ConstantOfShape"})
-"""Operators whose attributes, not their inputs, make the output bfloat16; the CPU provider has these."""
+"""Operators whose attributes, not their inputs, make the output 16 bits wide; the CPU provider has these."""
 
 
-def emulate_bfloat16(model: ir.Model) -> None:
-    """Rewrite the graph in place; inputs and outputs of the graph keep their types."""
+def emulate_rounding(model: ir.Model, dtype: ir.DataType) -> None:
+    """Rewrite what is of `dtype`, a float of 16 bits, in place; inputs and outputs of the graph keep their types."""
     graph = model.graph
     nodes = list(ir.traversal.RecursiveGraphIterator(graph))
-    outputs = [value for value in graph.outputs if value.dtype == _SHORT]
+    outputs = [value for value in graph.outputs if value.dtype == dtype]
     for node in nodes:
         for value in node.outputs:
-            if value.dtype == _SHORT:
-                _emulate(node, value)
+            if value.dtype == dtype:
+                _round(node, value, dtype)
     first = graph[0]
     for value in [*graph.initializers.values(), *graph.inputs]:
-        if value.dtype == _SHORT:
+        if value.dtype == dtype:
             readers = list(value.uses())
             _redirect(readers, _cast(first, value, _FULL, before=True))
     for value in outputs:
-        _narrow(graph, value)
+        _narrow(graph, value, dtype)
 
 
-def _emulate(node: ir.Node, value: ir.Value) -> None:
+def _round(node: ir.Node, value: ir.Value, dtype: ir.DataType) -> None:
     readers = list(value.uses())
     if node.op_type in _TYPED:
         _redirect(readers, _cast(node, value, _FULL))
         return
     value.dtype = _FULL
     if node.op_type not in _EXACT and readers:
-        rounded = _cast(node, value, _SHORT)
+        rounded = _cast(node, value, dtype)
         producer = rounded.producer()
         if producer is not None:
             _redirect(readers, _cast(producer, rounded, _FULL))
 
 
-def _narrow(graph: ir.Graph, value: ir.Value) -> None:
-    """A graph output is bfloat16 again, under its own name."""
+def _narrow(graph: ir.Graph, value: ir.Value, dtype: ir.DataType) -> None:
+    """A graph output is of `dtype` again, under its own name."""
     producer = value.producer()
-    if producer is None or value.dtype == _SHORT:
+    if producer is None or value.dtype == dtype:
         return
     index, name = list(graph.outputs).index(value), value.name
     value.name = f"{name}.wide"
-    narrow = _cast(producer, value, _SHORT)
+    narrow = _cast(producer, value, dtype)
     narrow.name = name
     graph.outputs[index] = narrow
 
