@@ -45,8 +45,9 @@ class OrtSession:
     `threads` is the number of intra-op threads (default: physical cores this process may use); workers spin,
     which is worth a sixth of the speed. Weights are memory-mapped by ONNX Runtime from the file beside the graph.
     `strict` refuses even arithmetic on shapes on the CPU. Number types that the CPU provider lacks are emulated in
-    float32, which `ran_on` says; with `rounded` also float16, which it computes without rounding to it. Raises UnsupportedError where this build lacks a provider, StageError where the graph
-    is refused, or the first provider does not start, or work would land outside the chain.
+    float32, which `ran_on` says; with `rounded` also float16, which it computes without rounding to it.
+    Raises UnsupportedError where this build lacks a provider, StageError where the graph is refused, or the first
+    provider does not start, or work would land outside the chain.
     """
 
     def __init__(
