@@ -1,7 +1,8 @@
 """What TensorRT compiles, as a Markdown table: `python benchmarks/tensorrt_matrix.py --work DIR --output FILE.md`.
 
 Each model is exported for each scheme by `toolkit export`, and the table is read from the bundles. What is already in
-DIR is not made again, be it a bundle or the record of a failure; `--retry` tries what failed once more.
+DIR is not made again, be it a bundle or the record of a failure; `--retry` tries what failed once more. Drift is
+measured anew for the table, as `toolkit check` does it.
 """
 
 from __future__ import annotations
@@ -18,16 +19,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from toolkit.bundle.check import check
 from toolkit.bundle.manifest import Manifest
-from toolkit.bundle.read import is_bundle, open_bundle
+from toolkit.bundle.read import Bundle, is_bundle, open_bundle
 from toolkit.compiled import BuiltEngine, built_engines
 from toolkit.console import byte_size
-from toolkit.drift.report import Worst
+from toolkit.drift.report import StageDrift
+from toolkit.drift.table import task_words
 from toolkit.plugins import find
+from toolkit.sessions import EngineOrGraph
 
 COLUMNS = (
     "model", "precision", "architecture", "status", "engine", "seconds", "attentions fused", "GEMMs",
-    "SQNR dB", "cosine", "KL", "perplexity ratio",
+    "SQNR dB", "cosine", "task", "gate",
 )  # fmt: skip
 LIBRARIES = ("tensorrt-rtx-cu13", "tensorrt-cu13", "onnxruntime", "onnx", "torch", "transformers")
 MODELS = (
@@ -49,8 +53,9 @@ LEGEND = """\
   kernel for attention in fp32: there it is split.
 - *GEMMs*: products with a weight in all profiles, by what they multiply. Queries, keys and values that share one
   product count once. `half x int4` reads int4 weights within the product, `unpacked` writes them out in half first.
-- *SQNR, cosine, KL, perplexity ratio*: drift from fp32 PyTorch of the very graph that was compiled, run by ONNX Runtime
-  on the CPU where the status is `built`. SQNR and cosine are those of the worst output over all golden inputs.
+- *SQNR, cosine, task, gate*: drift from fp32 PyTorch of the very graph that was compiled, run by ONNX Runtime on the
+  CPU where the status is `built`, under the gate of its scheme. SQNR and cosine are those of the worst output over all
+  golden inputs, without positions that are padding.
 """
 
 
@@ -166,7 +171,7 @@ def source(model: str, work: Path) -> list[str]:
 def render(matrix: Matrix) -> Iterator[str]:
     """The document, line by line."""
     bundles = {
-        (model, scheme): open_bundle(folder).manifest
+        (model, scheme): open_bundle(folder)
         for model in matrix.models
         for scheme in matrix.schemes
         if (folder := matrix.bundle(model, scheme))
@@ -174,14 +179,15 @@ def render(matrix: Matrix) -> Iterator[str]:
     notes: list[str] = []
     yield "# What TensorRT compiles"
     yield ""
-    yield f"Written by `{shlex.join(['python', *sys.argv])}`, by {_versions(bundles.values())}."
+    versions = _versions(bundle.manifest for bundle in bundles.values())
+    yield f"Written by `{shlex.join(['python', *sys.argv])}`, by {versions}."
     yield ""
     yield f"| {' | '.join(COLUMNS)} |"
     yield f"|{'---|' * len(COLUMNS)}"
     for model in matrix.models:
         for scheme in matrix.schemes:
-            manifest = bundles.get((model, scheme))
-            rows = _rows(manifest) if manifest else [_failed(matrix, model, scheme, notes)]
+            bundle = bundles.get((model, scheme))
+            rows = _rows(bundle) if bundle else [_failed(matrix, model, scheme, notes)]
             for row in rows:
                 yield f"| {' | '.join((_label(model), scheme, *row))} |"
     yield ""
@@ -189,15 +195,15 @@ def render(matrix: Matrix) -> Iterator[str]:
     yield from (f"\n[^{number}]: {note}" for number, note in enumerate(notes, start=1))
 
 
-def _rows(manifest: Manifest) -> Iterator[tuple[str, ...]]:
-    # The last stage is what was compiled.
-    *_, worst = manifest.drift.worst.values()
-    drift = tuple(_drift(worst))
-    engines = built_engines(manifest.engine.details)
+def _rows(bundle: Bundle) -> Iterator[tuple[str, ...]]:
+    print(f"checking {bundle.folder}", file=sys.stderr, flush=True)
+    (stage,) = check(bundle, EngineOrGraph(bundle, on_cpu=False).open).stages
+    drift, entry = tuple(_drift(stage)), bundle.manifest.engine
+    engines = built_engines(entry.details)
     for engine in engines:
-        yield (engine.architecture, manifest.engine.status, *_facts(engine), *drift)
+        yield (engine.architecture, entry.status, *_facts(engine), *drift)
     if not engines:
-        yield ("-", manifest.engine.status, *"----", *drift)
+        yield ("-", entry.status, *"----", *drift)
 
 
 def _facts(engine: BuiltEngine) -> Iterator[str]:
@@ -207,11 +213,12 @@ def _facts(engine: BuiltEngine) -> Iterator[str]:
     yield engine.gemm_words
 
 
-def _drift(worst: Worst) -> Iterator[str]:
+def _drift(stage: StageDrift) -> Iterator[str]:
+    worst = stage.worst()
     yield _number(worst.sqnr_db, ".1f")
     yield _number(worst.cosine, ".6f")
-    yield _number(worst.kl, ".2g")
-    yield _number(worst.perplexity_ratio, ".4f")
+    yield task_words(stage.task) if stage.task else "-"
+    yield "pass" if stage.passed else f"FAILED: {'; '.join(stage.failures)}"
 
 
 def _failed(matrix: Matrix, model: str, scheme: str, notes: list[str]) -> tuple[str, ...]:
