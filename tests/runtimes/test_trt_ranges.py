@@ -17,9 +17,10 @@ from quantize.half_cast import cast_graph
 from quantize.half_precision import Decision
 from runtimes import portable_session
 from runtimes._onnxruntime.session import OrtSession
-from toolkit.bundle.read import open_bundle
+from toolkit.bundle.read import open_bundle, report
 from toolkit.pipeline import export
 from toolkit.plan import Request, plan
+from toolkit.sessions import open_graph
 from toolkit.types import Step, TargetOptions
 
 HAS_RTX = importlib.util.find_spec("tensorrt_rtx") is not None
@@ -84,7 +85,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     (root / "overflowing.py").write_text(OVERFLOWING, encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(root))
-        targets = ["ort-cpu-fp32", "trt-fp16", "trt-int8"]
+        targets = ["ort-cpu-fp32", "ort-cpu-fp16", "trt-fp16", "trt-int8"]
         options = TargetOptions(architectures=("sm89",))
         request = Request(model="overflowing:make", targets=targets, output=root / "out", options=options)
         return dict(zip(targets, export(plan(request)), strict=True))
@@ -140,6 +141,20 @@ def test_what_measures_an_export_sees_the_overflow(bundles: dict[str, Path], tmp
     assert np.linalg.norm(ours.run(FEEDS)["y"] - expected) < 3e-3 * np.linalg.norm(expected)
 
 
+@pytest.mark.parametrize(("target", "measured"), [("ort-cpu-fp16", False), ("trt-fp16", True)])
+def test_only_a_graph_that_stands_for_a_device_is_rounded(
+    target: str, measured: bool, bundles: dict[str, Path]
+) -> None:
+    """ONNX Runtime's CPU is measured in its own arithmetic, and --on-cpu opens what was measured."""
+    bundle = open_bundle(bundles[target])
+    told = {stage.stage: stage.ran_on for stage in report(bundle).stages}
+    assert told["quantize"].endswith("float16 emulated in float32")
+    assert told["lower" if measured else "engine"].endswith("float16 emulated in float32") == measured
+    session = open_graph(bundle)
+    session.close()
+    assert session.ran_on.endswith("float16 emulated in float32") == measured
+
+
 @pytest.mark.parametrize("target", ["trt-fp16", "trt-int8"])
 def test_what_overflows_is_kept_out_of_half_precision_and_named(target: str, bundles: dict[str, Path]) -> None:
     folder = bundles[target]
@@ -171,4 +186,4 @@ def test_both_compile_and_fuse_what_stayed_in_half(target: str, fused: int, bund
     assert engine.status in ("built", "executed")
     built = engine.details["engines"]["sm89"]
     assert built["fused_attentions"] >= fused
-    assert target == "trt-fp16" or built["int8_products"] > 0
+    assert target == "trt-fp16" or built["gemms"]["int8"] > 0
