@@ -40,12 +40,11 @@ def open_engine(bundle: Bundle, *, otherwise: str = ON_CPU) -> Session:
 
 
 def open_graph(bundle: Bundle) -> Session:
-    """The graph that the engine was built from, on ONNX Runtime's CPU provider, rounded as a device rounds it."""
+    """The graph that the engine was built from, on ONNX Runtime's CPU provider, rounded as the engine rounds it."""
     from runtimes import portable_session
 
-    if bundle.manifest.target.runtime == _CPU_RUNTIME:
-        return open_engine(bundle)
-    return portable_session(bundle.path(bundle.manifest.graph))
+    rounded = bundle.manifest.target.runtime != _CPU_RUNTIME
+    return portable_session(bundle.path(bundle.manifest.graph), rounded=rounded)
 
 
 class EngineOrGraph:
