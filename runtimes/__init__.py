@@ -16,16 +16,18 @@ if TYPE_CHECKING:
 __all__ = ["portable_decoder", "portable_session"]
 
 
-def portable_session(path: Path) -> Session:
+def portable_session(path: Path, *, rounded: bool = True) -> Session:
     """Open any canonical, quantized or lowered graph file on ONNX Runtime's CPU provider.
 
+    What the graph computes in float16 or bfloat16 is rounded to it after each operator and overflows as it would on a
+    device, which `ran_on` says; `rounded` False leaves float16 to ONNX Runtime, which computes it in float32.
     A cache of fixed length is driven as one that grows, so that all take the same inputs.
     Raises StageError where ONNX Runtime refuses the graph.
     """
     from runtimes._onnxruntime.session import OrtSession
     from toolkit.generation.static_cache import growing
 
-    return growing(OrtSession(path))
+    return growing(OrtSession(path, rounded=rounded))
 
 
 def portable_decoder(path: Path, spec: DecoderSpec, *, limit: int, rows: int) -> Decoder:
@@ -36,4 +38,4 @@ def portable_decoder(path: Path, spec: DecoderSpec, *, limit: int, rows: int) ->
     from runtimes._onnxruntime.decoder import open_decoder
     from runtimes._onnxruntime.session import OrtSession
 
-    return open_decoder(OrtSession(path), spec, limit=limit, rows=rows)
+    return open_decoder(OrtSession(path, rounded=True), spec, limit=limit, rows=rows)

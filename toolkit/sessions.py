@@ -25,6 +25,8 @@ __all__ = [
 ]
 
 ON_CPU = "With --on-cpu the very graph it was built from runs on ONNX Runtime's CPU provider."
+_CPU_RUNTIME = "ort-cpu"
+"""Its engine is a graph on that provider, in whose own arithmetic it is measured."""
 
 
 def open_engine(bundle: Bundle, *, otherwise: str = ON_CPU) -> Session:
@@ -38,10 +40,11 @@ def open_engine(bundle: Bundle, *, otherwise: str = ON_CPU) -> Session:
 
 
 def open_graph(bundle: Bundle) -> Session:
-    """The graph that the engine was built from, on ONNX Runtime's CPU provider."""
+    """The graph that the engine was built from, on ONNX Runtime's CPU provider, rounded as the engine rounds it."""
     from runtimes import portable_session
 
-    return portable_session(bundle.path(bundle.manifest.graph))
+    rounded = bundle.manifest.target.runtime != _CPU_RUNTIME
+    return portable_session(bundle.path(bundle.manifest.graph), rounded=rounded)
 
 
 class EngineOrGraph:
@@ -86,7 +89,7 @@ def open_decoder(bundle: Bundle, *, limit: int, rows: int, on_cpu: bool = False,
             f"{rows} prompts at once; {bundle.folder} was exported for {batch.min} to {batch.max}",
             hint=f"Give them in several runs, or export again with --dim batch={batch.min}:{batch.opt}:{rows}.",
         )
-    runtime = "ort-cpu" if on_cpu else bundle.manifest.target.runtime
+    runtime = _CPU_RUNTIME if on_cpu else bundle.manifest.target.runtime
     with _explained(bundle, otherwise):
         return plugins.runtime(runtime).decoder(bundle.folder, entry, spec, limit=limit, rows=rows)
 

@@ -45,8 +45,9 @@ class OrtSession:
     `threads` is the number of intra-op threads (default: physical cores this process may use); workers spin,
     which is worth a sixth of the speed. Weights are memory-mapped by ONNX Runtime from the file beside the graph.
     `strict` refuses even arithmetic on shapes on the CPU. Number types that the CPU provider lacks are emulated in
-    float32, which `ran_on` says. Raises UnsupportedError where this build lacks a provider, StageError where the graph
-    is refused, or the first provider does not start, or work would land outside the chain.
+    float32, which `ran_on` says; with `rounded` also float16, which it computes without rounding to it.
+    Raises UnsupportedError where this build lacks a provider, StageError where the graph is refused, or the first
+    provider does not start, or work would land outside the chain.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class OrtSession:
         chain: Chain = ((CPU, {}),),
         *,
         strict: bool = False,
+        rounded: bool = False,
         threads: int | None = None,
     ) -> None:
         names = [name for name, _ in chain]
@@ -73,7 +75,7 @@ class OrtSession:
         own = register_kernels(options, called) if names[0] == CPU else ""
         providers = [(name, dict(given)) for name, given in chain]
         with as_stage_error("session", f"cannot open {path}"):
-            source = source_of(path, held, on_cpu=names[0] == CPU)
+            source = source_of(path, held, on_cpu=names[0] == CPU, rounded=rounded)
             if isinstance(source.content, bytes):
                 options.add_session_config_entry(WEIGHTS_FOLDER, str(path.parent.resolve()))
             # Without this the binding prints the failure of a GPU provider and opens the graph on the CPU instead.

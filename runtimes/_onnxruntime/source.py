@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from runtimes._onnxruntime.emulation import emulated, what_is_emulated
+from runtimes._onnxruntime.emulation import LACKING, ROUNDED, emulated, what_is_emulated
 from runtimes._onnxruntime.operators import Contents
 from runtimes._onnxruntime.static_cache import LEFT_OPEN, with_open_length
 
@@ -23,14 +23,16 @@ class Source:
     told: tuple[str, ...] = ()
 
 
-def source_of(path: Path, held: Contents, *, on_cpu: bool) -> Source:
+def source_of(path: Path, held: Contents, *, on_cpu: bool, rounded: bool = False) -> Source:
     """The graph file as it is, unless it holds number types that are emulated or a cache of fixed length.
 
-    Raises StageError where a part of it cannot be emulated.
+    On the CPU those are emulated that its provider lacks, and with `rounded` also float16, which it computes in
+    float32. Raises StageError where a part of it cannot be emulated.
     """
     source = Source(str(path))
-    if on_cpu and (emulation := what_is_emulated(held.dtypes)):
-        source = Source(emulated(path, held.dtypes), (emulation,))
+    dtypes = held.dtypes & (ROUNDED if rounded else LACKING)
+    if on_cpu and dtypes:
+        source = Source(emulated(path, dtypes), (what_is_emulated(dtypes),))
     if ("", "TensorScatter") in held.operators and (opened := with_open_length(source.content)):
         source = Source(opened, (*source.told, LEFT_OPEN))
     return source

@@ -15,13 +15,17 @@ from onnx.reference import ReferenceEvaluator
 
 from quantize.half_cast import cast_graph
 from quantize.half_precision import Decision
-from toolkit.bundle.read import open_bundle
+from runtimes import portable_session
+from runtimes._onnxruntime.session import OrtSession
+from toolkit.bundle.read import open_bundle, report
 from toolkit.pipeline import export
 from toolkit.plan import Request, plan
+from toolkit.sessions import open_graph
 from toolkit.types import Step, TargetOptions
 
 HAS_RTX = importlib.util.find_spec("tensorrt_rtx") is not None
 FULL, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
+FEEDS = {"x": np.random.default_rng(0).standard_normal((4, 9, 32)).astype(np.float32)}
 
 OVERFLOWING = """
 import torch
@@ -81,7 +85,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     (root / "overflowing.py").write_text(OVERFLOWING, encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(root))
-        targets = ["ort-cpu-fp32", "trt-fp16", "trt-int8"]
+        targets = ["ort-cpu-fp32", "ort-cpu-fp16", "trt-fp16", "trt-int8"]
         options = TargetOptions(architectures=("sm89",))
         request = Request(model="overflowing:make", targets=targets, output=root / "out", options=options)
         return dict(zip(targets, export(plan(request)), strict=True))
@@ -107,18 +111,48 @@ def attention_dtypes(model: ir.Model) -> list[ir.DataType | None]:
 
 def answer(model: ir.Model) -> NDArray[Any]:
     """By ONNX's reference evaluator, which rounds to fp16 after each operator; ONNX Runtime's CPU leaves that out."""
-    inputs = {"x": np.random.default_rng(0).standard_normal((4, 9, 32)).astype(np.float32)}
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        (made,) = ReferenceEvaluator(ir.to_proto(ir.external_data.load_to_model(model))).run(None, inputs)
+        (made,) = ReferenceEvaluator(ir.to_proto(ir.external_data.load_to_model(model))).run(None, FEEDS)
     return np.asarray(made)
 
 
-def test_plain_half_precision_is_garbage_and_ours_is_not(bundles: dict[str, Path]) -> None:
-    exact, plain = answer(graph_of(bundles["ort-cpu-fp32"])), graph_of(bundles["ort-cpu-fp32"])
+def plain_half(folder: Path) -> ir.Model:
+    """The bundle's graph with every operator in fp16, whatever its range."""
+    plain = graph_of(folder)
     cast_graph(plain, {node: Decision(True) for node in plain.graph})
+    return plain
+
+
+def test_plain_half_precision_is_garbage_and_ours_is_not(bundles: dict[str, Path]) -> None:
+    exact, plain = answer(graph_of(bundles["ort-cpu-fp32"])), plain_half(bundles["ort-cpu-fp32"])
     assert not np.linalg.norm(answer(plain) - exact) < 0.5 * np.linalg.norm(exact)
     assert np.linalg.norm(answer(graph_of(bundles["trt-fp16"])) - exact) < 3e-3 * np.linalg.norm(exact)
+
+
+def test_what_measures_an_export_sees_the_overflow(bundles: dict[str, Path], tmp_path: Path) -> None:
+    ir.save(plain_half(bundles["ort-cpu-fp32"]), tmp_path / "model.onnx", external_data="model.onnx.data")
+    exact, hidden = OrtSession(bundles["ort-cpu-fp32"] / "model.onnx"), OrtSession(tmp_path / "model.onnx")
+    expected = exact.run(FEEDS)["y"]
+    assert np.linalg.norm(hidden.run(FEEDS)["y"] - expected) < 1e-3 * np.linalg.norm(expected)
+    assert np.isnan(portable_session(tmp_path / "model.onnx").run(FEEDS)["y"]).any()
+    ours = portable_session(bundles["trt-fp16"] / "model.onnx")
+    assert ours.ran_on.endswith("float16 emulated in float32")
+    assert np.linalg.norm(ours.run(FEEDS)["y"] - expected) < 3e-3 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize(("target", "measured"), [("ort-cpu-fp16", False), ("trt-fp16", True)])
+def test_only_a_graph_that_stands_for_a_device_is_rounded(
+    target: str, measured: bool, bundles: dict[str, Path]
+) -> None:
+    """ONNX Runtime's CPU is measured in its own arithmetic, and --on-cpu opens what was measured."""
+    bundle = open_bundle(bundles[target])
+    told = {stage.stage: stage.ran_on for stage in report(bundle).stages}
+    assert told["quantize"].endswith("float16 emulated in float32")
+    assert told["lower" if measured else "engine"].endswith("float16 emulated in float32") == measured
+    session = open_graph(bundle)
+    session.close()
+    assert session.ran_on.endswith("float16 emulated in float32") == measured
 
 
 @pytest.mark.parametrize("target", ["trt-fp16", "trt-int8"])
