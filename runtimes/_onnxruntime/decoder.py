@@ -14,7 +14,7 @@ from toolkit.cache_names import is_past, present_of
 from toolkit.errors import UsageError
 from toolkit.generation.rows import Rows, positions
 from toolkit.generation.session_decoder import SessionDecoder
-from toolkit.generation.static_cache import has_static_cache
+from toolkit.generation.static_cache import buffer_feeds, has_static_cache
 from toolkit.types import Decoder, DecoderSpec, TensorSpec
 
 __all__ = ["OrtDecoder", "open_decoder"]
@@ -137,13 +137,13 @@ class _Step:
     def of(
         cls, tokens: NDArray[np.int64], before: NDArray[np.int64], lengths: NDArray[np.int64], columns: int | None
     ) -> _Step:
+        if columns is not None:
+            return cls(**buffer_feeds(tokens, before, lengths, columns))
         past, steps = np.arange(int(before.max())), np.arange(tokens.shape[1])
         held, new = past < before[:, None], steps < lengths[:, None]
-        filled = np.concatenate([held, new], axis=1)
-        mask = filled if columns is None else np.arange(columns) < (before + lengths)[:, None]
         return cls(
             np.ascontiguousarray(tokens, np.int64),
-            mask.astype(np.int64),
+            np.concatenate([held, new], axis=1).astype(np.int64),
             positions(before, lengths, tokens.shape[1]),
             before.copy(),
         )

@@ -35,11 +35,15 @@ _NO_NUMPY = {"BF16": "bfloat16", "FP8": "float8_e4m3fn"}
 
 
 class Program(Protocol):
-    """Something compiled that runs on addresses: an engine, with the memory that its tensors live in."""
+    """Something compiled that runs on addresses: an engine, with the memory that its tensors live in.
+
+    `aliases` are the outputs that are written into an input in place, and that input: both want one address.
+    """
 
     ran_on: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    aliases: Mapping[str, str]
     memory: Memory
 
     def shape(self, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
@@ -158,8 +162,16 @@ class EngineProgram:
         wanted = self._trt.TensorIOMode
         self.inputs = tuple(self._spec(name) for name in names if modes[name] == wanted.INPUT)
         self.outputs = tuple(self._spec(name) for name in names if modes[name] == wanted.OUTPUT)
+        self.aliases: Mapping[str, str] = self._aliases()
         count = self._engine.num_optimization_profiles
         self._profiles = tuple(self._ranges(profile) for profile in range(max(count, 1)))
+
+    def _aliases(self) -> dict[str, str]:
+        """Libraries before KV cache updates had no such question, and no such outputs."""
+        if not hasattr(self._engine, "get_aliased_input_tensor"):
+            return {}
+        asked = {spec.name: self._engine.get_aliased_input_tensor(spec.name) for spec in self.outputs}
+        return {output: source for output, source in asked.items() if source}
 
     def _spec(self, name: str) -> TensorSpec:
         if self._engine.get_tensor_location(name) != self._trt.TensorLocation.DEVICE:

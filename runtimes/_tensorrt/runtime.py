@@ -11,7 +11,7 @@ from typing import Any
 from runtimes._tensorrt.architectures import refuse, suited
 from runtimes._tensorrt.compile import Limits, compile_engines
 from runtimes._tensorrt.cuda import missing
-from runtimes._tensorrt.decoder import EngineDecoder
+from runtimes._tensorrt.decoder import open_decoder
 from runtimes._tensorrt.devices import devices, driver_version
 from runtimes._tensorrt.job import Job
 from runtimes._tensorrt.libraries import RTX, Builder, Library, choose
@@ -24,8 +24,7 @@ from runtimes._tensorrt.script import tool_command, write_script
 from runtimes._tensorrt.session import EngineSession
 from toolkit.compiled import BuiltEngine, Rebuild, describe_built
 from toolkit.errors import MissingDependencyError, StageError, UnsupportedError
-from toolkit.generation.session_decoder import SessionDecoder
-from toolkit.generation.static_cache import growing, has_static_cache
+from toolkit.generation.static_cache import growing
 from toolkit.types import (
     DEFAULT_OPTIONS,
     Decoder,
@@ -150,11 +149,7 @@ class TensorRT:
 
     def decoder(self, folder: Path, engine: Mapping[str, Any], spec: DecoderSpec, *, limit: int, rows: int) -> Decoder:
         """The engine with its cache on the device; raises as `session` does."""
-        program = self._open(folder, engine)
-        if not has_static_cache(program.inputs):
-            return EngineDecoder(program, spec, limit=limit, rows=rows)
-        session = growing(EngineSession(program))
-        return SessionDecoder(session, session.inputs, spec, limit=limit, rows=rows)
+        return open_decoder(self._open(folder, engine), spec, limit=limit, rows=rows)
 
     def _architectures(self, scheme: str, options: TargetOptions) -> tuple[str, ...]:
         """What was asked for, or the usual ones that can run the scheme."""

@@ -33,14 +33,18 @@ class EngineSession:
         for name, array in feeds.items():
             self._program.bind(name, self._staging.send(name, array))
         sizes = {spec.name: np.dtype(spec.dtype).itemsize * _count(shapes[spec.name]) for spec in self.outputs}
+        # What is written in place comes out of the input's own buffers.
+        places = {name: self._program.aliases.get(name, name) for name in sizes}
         for name, size in sizes.items():
-            self._program.bind(name, self._staging.reserve(name, size))
+            self._program.bind(name, self._staging.reserve(places[name], size))
         self._program.enqueue()
         for name, size in sizes.items():
-            self._staging.prepare(name, size)
-            self._staging.fetch(name, size)
+            self._staging.prepare(places[name], size)
+            self._staging.fetch(places[name], size)
         self._program.memory.synchronize()
-        return {spec.name: self._staging.read(spec.name, spec.dtype, shapes[spec.name]) for spec in self.outputs}
+        return {
+            spec.name: self._staging.read(places[spec.name], spec.dtype, shapes[spec.name]) for spec in self.outputs
+        }
 
     def device_memory(self) -> DeviceMemory:
         """What the session holds of the device's memory."""

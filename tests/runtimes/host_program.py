@@ -78,6 +78,7 @@ class HostProgram:
         self.session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
         self.inputs = tuple(spec_of(item) for item in self.session.get_inputs())
         self.outputs = tuple(spec_of(item) for item in self.session.get_outputs())
+        self.aliases = aliases_of(path)
         self.memory = HostMemory(most)
         self.profiles, self.chosen = profiles, list[int]()
         self.addresses: dict[str, int] = {}
@@ -96,6 +97,7 @@ class HostProgram:
     def enqueue(self) -> None:
         if self.fails:
             raise StageError("run", "the engine did not run: it was told to fail")
+        assert all(self.addresses[one] == self.addresses[other] for one, other in self.aliases.items())
         self.runs += 1
         binding = self.session.io_binding()
         shapes = self.shapes | self.shape(self.shapes)
@@ -115,13 +117,14 @@ class HostProgram:
 
 
 _LANGUAGE = """
-<ir_version: 10, opset_import: ["": 21]>
-lm (int64[batch, sequence] input_ids, int64[batch, total_sequence] attention_mask,
-    int64[batch, sequence] position_ids,
-    CACHE[batch, 2, past_sequence, 4] past_key_values.0.key, CACHE[batch, 2, past_sequence, 4] past_key_values.0.value)
+<ir_version: 11, opset_import: ["": OPSET]>
+lm (int64[batch, sequence] input_ids, int64[batch, TOTAL] attention_mask, int64[batch, sequence] position_ids,
+    CACHE[batch, 2, PAST, 4] past_key_values.0.key, CACHE[batch, 2, PAST, 4] past_key_values.0.value MORE)
 => (CACHE[batch, sequence, 29] logits,
-    CACHE[batch, 2, total_sequence, 4] present.0.key, CACHE[batch, 2, total_sequence, 4] present.0.value)
+    CACHE[batch, 2, TOTAL, 4] present.0.key, CACHE[batch, 2, TOTAL, 4] present.0.value)
 {
+    zero = Constant <value_int = 0> ()
+    one = Constant <value_int = 1> ()
     word = Gather(table, input_ids)
     place = Gather(places, position_ids)
     x = Add(word, place)
@@ -129,23 +132,14 @@ lm (int64[batch, sequence] input_ids, int64[batch, total_sequence] attention_mas
     apart = Reshape(x, heads)
     q = Transpose <perm = [0, 2, 1, 3]> (apart)
     v = Tanh(q)
-    old_key = Cast <to = 1> (past_key_values.0.key)
-    old_value = Cast <to = 1> (past_key_values.0.value)
-    key = Concat <axis = 2> (old_key, q)
-    value = Concat <axis = 2> (old_value, v)
-    turned = Transpose <perm = [0, 1, 3, 2]> (key)
-    raw = MatMul(q, turned)
     shape = Shape <start = 1> (attention_mask)
     steps = Shape <start = 1> (input_ids)
-    zero = Constant <value_int = 0> ()
-    one = Constant <value_int = 1> ()
     total = Squeeze(shape)
     new = Squeeze(steps)
-    past = Sub(total, new)
     all = Range(zero, total, one)
-    mine = Range(past, total, one)
-    axis = Constant <value_ints = [1]> ()
-    column = Unsqueeze(mine, axis)
+    JOIN
+    turned = Transpose <perm = [0, 1, 3, 2]> (key)
+    raw = MatMul(q, turned)
     causal = LessOrEqual(all, column)
     middle = Constant <value_ints = [1, 2]> ()
     wide = Unsqueeze(attention_mask, middle)
@@ -160,16 +154,52 @@ lm (int64[batch, sequence] input_ids, int64[batch, total_sequence] attention_mas
     joined = Reshape(back, flat)
     wide_logits = MatMul(joined, out)
     logits = Cast <to = TYPE> (wide_logits)
-    present.0.key = Cast <to = TYPE> (key)
-    present.0.value = Cast <to = TYPE> (value)
 }
 """
+_CONCAT = """
+    old_key = Cast <to = 1> (past_key_values.0.key)
+    old_value = Cast <to = 1> (past_key_values.0.value)
+    key = Concat <axis = 2> (old_key, q)
+    value = Concat <axis = 2> (old_value, v)
+    present.0.key = Cast <to = TYPE> (key)
+    present.0.value = Cast <to = TYPE> (value)
+    past = Sub(total, new)
+    mine = Range(past, total, one)
+    axis = Constant <value_ints = [1]> ()
+    column = Unsqueeze(mine, axis)
+"""
+_STATIC = """
+    new_key = Cast <to = TYPE> (q)
+    new_value = Cast <to = TYPE> (v)
+    present.0.key = TensorScatter <axis = 2, mode = "linear"> (past_key_values.0.key, new_key, write_indices)
+    present.0.value = TensorScatter <axis = 2, mode = "linear"> (past_key_values.0.value, new_value, write_indices)
+    key = Cast <to = 1> (present.0.key)
+    value = Cast <to = 1> (present.0.value)
+    counted = Range(zero, new, one)
+    starts_axes = Constant <value_ints = [1, 2, 3]> ()
+    starts = Unsqueeze(write_indices, starts_axes)
+    counted_axis = Constant <value_ints = [1]> ()
+    counts = Unsqueeze(counted, counted_axis)
+    column = Add(starts, counts)
+"""
+_FORMS = {
+    "concat": {"OPSET": "21", "MORE": "", "JOIN": _CONCAT, "TOTAL": "total_sequence", "PAST": "past_sequence"},
+    "static": {
+        "OPSET": "24",
+        "MORE": ", int64[batch] write_indices",
+        "JOIN": _STATIC,
+        "TOTAL": str(CONTEXT),
+        "PAST": str(CONTEXT),
+    },
+}
 
 
-def language_graph(path: Path, dtype: str = "float") -> Path:
-    """One attention layer with a cache, as a decoder's graph is after lowering."""
-    number = {"float": "1", "float16": "10"}[dtype]
-    text = _LANGUAGE.replace("CACHE", dtype).replace("TYPE", number)
+def language_graph(path: Path, dtype: str = "float", form: str = "concat") -> Path:
+    """One attention layer with a cache, as a decoder's graph is after lowering; `form` is the cache's."""
+    text = _LANGUAGE
+    types = {"CACHE": dtype, "TYPE": {"float": "1", "float16": "10"}[dtype]}
+    for word, meant in (_FORMS[form] | types).items():
+        text = text.replace(word, meant)
     for name in ("past_key_values.0.key", "past_key_values.0.value", "present.0.key", "present.0.value"):
         text = text.replace(name, f'"{name}"')
     model = onnx.parser.parse_model(text)
@@ -179,3 +209,9 @@ def language_graph(path: Path, dtype: str = "float") -> Path:
         model.graph.initializer.append(numpy_helper.from_array(array, name))
     onnx.save(model, path)
     return path
+
+
+def aliases_of(path: Path) -> dict[str, str]:
+    """The outputs that a graph's nodes write into an input in place, and that input."""
+    nodes = onnx.load(path, load_external_data=False).graph.node
+    return {node.output[0]: node.input[0] for node in nodes if node.op_type == "TensorScatter"}

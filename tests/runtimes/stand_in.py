@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from host_program import HostMemory
+from host_program import HostMemory, aliases_of
 
 from runtimes._onnxruntime.feeds import spec_of
 from runtimes._tensorrt.profile_choice import Ranges
@@ -178,6 +178,7 @@ class Engine:
         self.inputs = [spec_of(item) for item in self.session.get_inputs()]
         self.outputs = [spec_of(item) for item in self.session.get_outputs()]
         self.specs = {spec.name: spec for spec in (*self.inputs, *self.outputs)}
+        self.aliases = aliases_of(Path(path))
         self.num_io_tensors, self.num_optimization_profiles = len(self.specs), len(trt.profiles)
 
     def get_tensor_name(self, index: int) -> str:
@@ -197,6 +198,9 @@ class Engine:
 
     def get_tensor_profile_shape(self, name: str, profile: int) -> Any:
         return self.trt.profiles[profile][name]
+
+    def get_aliased_input_tensor(self, name: str) -> str | None:
+        return self.aliases.get(name)
 
     def create_execution_context(self) -> Any:
         self.trt.contexts.append(Context(self))
@@ -239,6 +243,9 @@ class Context:
     def execute_async_v3(self, stream: int) -> bool:
         if self.fails:
             self.engine.log.log(Logger.ERROR, "an illegal memory access was encountered")
+            return False
+        if any(self.addresses[one] != self.addresses[other] for one, other in self.engine.aliases.items()):
+            self.engine.log.log(Logger.ERROR, "an output in place lies elsewhere than its input")
             return False
         shapes = {spec.name: self.shapes.get(spec.name) or self.get_tensor_shape(spec.name) for spec in self.specs}
         self.engine.trt.cuda.put(partial(self._run, shapes, dict(self.addresses)))

@@ -71,6 +71,7 @@ def test_the_source_is_really_read() -> None:
     assert calls["cudaMemcpy2DAsync"] == {8}
     assert {"cudaMalloc", "cudaFree", "cudaStreamBeginCapture", "cudaGraphInstantiate", "cudaMemGetInfo"} <= set(calls)
     assert ["execute_async_v3"] in list(chains(program, "_context"))
+    assert ["get_aliased_input_tensor"] in list(chains(program, "_engine"))
     assert ["ILogger", "INTERNAL_ERROR"] in list(chains(errorlog, "trt"))
     assert ["TensorLocation", "DEVICE"] in list(chains(program, "_trt"))
 

@@ -23,7 +23,7 @@ from runtimes._tensorrt.profiles import profiles_of
 from runtimes._tensorrt.runtime import TensorRT
 from toolkit import plugins
 from toolkit.continuation import with_continuations
-from toolkit.types import Calibration, ExportedGraph, LoweredGraph, ModelSpec
+from toolkit.types import DEFAULT_OPTIONS, Calibration, ExportedGraph, LoweredGraph, ModelSpec, TargetOptions
 
 WINDOW = 6
 CONFIG = {
@@ -62,10 +62,10 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     return Exported(tmp_path_factory.mktemp("mistral"))
 
 
-def lowered(exported: Exported, scheme: str, folder: Path) -> LoweredGraph:
+def lowered(exported: Exported, scheme: str, folder: Path, options: TargetOptions = DEFAULT_OPTIONS) -> LoweredGraph:
     calibration = Calibration(lambda: iter(exported.golden), len(exported.golden), "golden inputs")
     quantized = quantize(exported.graph, scheme, calibration, folder / "quantized", packed={})
-    return lower_graph(quantized, folder / "lowered", "trt", lambda: calibration)
+    return lower_graph(quantized, folder / "lowered", "trt", lambda: calibration, options)
 
 
 def test_the_cache_is_joined_before_attention_and_windows_hold_behind_a_past(

@@ -7,43 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from decoder_pair import ROWS, SPEC, Pair
 from host_program import CONTEXT, HEADS, LAYERS, SIZE, VOCABULARY, HostProgram, language_graph
 
-from runtimes import portable_session
 from runtimes._tensorrt.decoder import EngineDecoder
 from toolkit.errors import StageError, UsageError
 from toolkit.generation.generate import Generation, generate
-from toolkit.generation.session_decoder import SessionDecoder
 from toolkit.types import Decoder, DecoderSpec, OnDevice
-
-SPEC = DecoderSpec(LAYERS, VOCABULARY, CONTEXT)
-ROWS = 3
-
-
-class Pair:
-    """The decoder under test beside the one that goes through the host."""
-
-    def __init__(self, path: Path) -> None:
-        session = portable_session(path)
-        self.program = HostProgram(path)
-        self.device = EngineDecoder(self.program, SPEC, limit=CONTEXT, rows=ROWS)
-        inputs = session.inputs  # type: ignore[attr-defined]
-        self.host: Decoder = SessionDecoder(session, inputs, SPEC, limit=CONTEXT, rows=ROWS)
-
-    def start(self, rows: int) -> None:
-        self.device.start(rows)
-        self.host.start(rows)
-
-    def forward(self, steps: int, lengths: list[int], *, every: bool = False) -> None:
-        """The same tokens into both; what they answer must be the same."""
-        tokens = np.random.default_rng(steps).integers(0, VOCABULARY, (len(lengths), steps))
-        got, expected = (one.forward(tokens, np.array(lengths), every=every) for one in (self.device, self.host))
-        assert got.dtype == np.float32
-        if every:
-            # What stands at padding is nobody's.
-            real = np.arange(steps) < np.array(lengths)[:, None]
-            got, expected = got[real], expected[real]
-        np.testing.assert_array_equal(got, expected)
 
 
 @pytest.fixture(params=["float", "float16"])
@@ -51,36 +21,49 @@ def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Pair:
     return Pair(language_graph(tmp_path / "model.onnx", request.param))
 
 
-def test_a_prompt_then_tokens_one_by_one(pair: Pair) -> None:
-    pair.start(1)
+@pytest.fixture(params=["concat-float", "concat-float16", "static-float", "static-float16"])
+def either(request: pytest.FixtureRequest, tmp_path: Path) -> Pair:
+    """A pair of either form of the cache."""
+    form, dtype = request.param.split("-")
+    return Pair(language_graph(tmp_path / "model.onnx", dtype, form))
+
+
+def test_a_prompt_then_tokens_one_by_one(either: Pair) -> None:
+    either.start(1)
     for steps in (7, 1, 1, 1, 5, 1, 30, 1):
-        pair.forward(steps, [steps])
+        either.forward(steps, [steps])
 
 
-def test_ragged_rows_are_moved_to_the_right_on_the_device(pair: Pair) -> None:
-    pair.start(3)
-    pair.forward(6, [6, 2, 4])
-    pair.forward(1, [1, 1, 1])
-    pair.forward(4, [1, 4, 2])
+def test_ragged_rows_have_their_next_token_behind_their_last(either: Pair) -> None:
+    either.start(3)
+    either.forward(6, [6, 2, 4])
+    either.forward(1, [1, 1, 1])
+    either.forward(4, [1, 4, 2])
     for _ in range(4):
-        pair.forward(1, [1, 1, 1])
-    pair.forward(5, [3, 1, 5], every=True)
-    pair.forward(1, [1, 1, 1])
+        either.forward(1, [1, 1, 1])
+    either.forward(5, [3, 1, 5], every=True)
+    either.forward(1, [1, 1, 1])
 
 
-def test_going_back_and_starting_anew(pair: Pair) -> None:
-    pair.start(2)
-    pair.forward(9, [9, 9])
+def test_padding_may_pass_the_end_of_the_cache(either: Pair) -> None:
+    either.start(3)
+    either.forward(50, [50, 10, 30])
+    either.forward(20, [3, 20, 9])
+    either.forward(1, [1, 1, 1])
+
+
+def test_going_back_and_starting_anew(either: Pair) -> None:
+    either.start(2)
+    either.forward(9, [9, 9])
     for length in (5, 3, 0):
-        pair.device.rewind(length)
-        pair.host.rewind(length)
-        pair.forward(2, [2, 2])
-    pair.start(1)
-    pair.forward(4, [4], every=True)
-    pair.start(3)
-    pair.forward(4, [4, 1, 2])
+        either.rewind(length)
+        either.forward(2, [2, 2])
+    either.start(1)
+    either.forward(4, [4], every=True)
+    either.start(3)
+    either.forward(4, [4, 1, 2])
     with pytest.raises(UsageError, match="cannot go back"):
-        pair.device.rewind(1)
+        either.device.rewind(1)
 
 
 def test_what_a_step_wrote_is_what_the_next_reads(pair: Pair) -> None:
@@ -125,33 +108,33 @@ def test_buffers_grow_a_few_times_and_never_beyond_the_limit(tmp_path: Path) -> 
     decoder.close()
 
 
-def test_the_same_text_as_through_the_host(pair: Pair) -> None:
+def test_the_same_text_as_through_the_host(either: Pair) -> None:
     prompts = [np.array([1, 2, 3, 4, 5]), np.array([7]), np.array([9, 8])]
     settings = Generation(max_new_tokens=12)
     texts = []
-    for decoder in (pair.device, pair.host):
+    for decoder in (either.device, either.host):
         texts.append([(event.row, event.token) for event in generate(decoder, prompts, settings)])
     assert texts[0] == texts[1]
     assert len(texts[0]) == 36
 
 
-def test_a_step_that_fails_can_be_asked_again(pair: Pair) -> None:
-    pair.start(1)
-    pair.forward(5, [5])
-    pair.program.fails = True
+def test_a_step_that_fails_can_be_asked_again(either: Pair) -> None:
+    either.start(1)
+    either.forward(5, [5])
+    either.program.fails = True
     with pytest.raises(StageError):
-        pair.device.forward(np.ones((1, 2), np.int64), np.array([2]))
-    pair.program.fails = False
-    pair.forward(3, [3])
+        either.device.forward(np.ones((1, 2), np.int64), np.array([2]))
+    either.program.fails = False
+    either.forward(3, [3])
 
 
-def test_closing_frees_everything(pair: Pair) -> None:
-    assert isinstance(pair.device, OnDevice)
-    pair.forward(5, [5, 3, 4])
-    pair.device.close()
-    pair.device.close()
-    assert pair.program.closed
-    assert pair.program.memory.held == {}
+def test_closing_frees_everything(either: Pair) -> None:
+    assert isinstance(either.device, OnDevice)
+    either.forward(5, [5, 3, 4])
+    either.device.close()
+    either.device.close()
+    assert either.program.closed
+    assert either.program.memory.held == {}
 
 
 @pytest.mark.parametrize(

@@ -18,20 +18,22 @@ from test_trt_decoder import Exported, lowered
 from trt_graphs import FEEDS, SPEC, Block, quantized
 
 from quantize import quantize
-from runtimes import portable_session
+from runtimes import portable_decoder, portable_session
 from runtimes._tensorrt.cuda import Cuda
-from runtimes._tensorrt.decoder import EngineDecoder
+from runtimes._tensorrt.decoder import EngineDecoder, open_decoder
 from runtimes._tensorrt.devices import devices
+from runtimes._tensorrt.in_place import InPlaceDecoder
 from runtimes._tensorrt.program import EngineProgram
 from runtimes._tensorrt.runtime import TensorRT
 from runtimes._tensorrt.session import EngineSession
 from runtimes.trt import RUNTIME as TRT
 from runtimes.trt_rtx import RUNTIME
+from toolkit.cache_names import is_past, present_of
 from toolkit.cli import main
 from toolkit.errors import StageError, UsageError
-from toolkit.generation.session_decoder import SessionDecoder
+from toolkit.generation.static_cache import growing, has_static_cache
 from toolkit.hashing import graph_sha256
-from toolkit.types import Calibration, Decoder, Engine, ExportedGraph, QuantizedGraph
+from toolkit.types import Calibration, Decoder, Engine, ExportedGraph, QuantizedGraph, TargetOptions
 
 DEVICES, NO_DEVICE = devices()
 HAS_RTX, HAS_TENSORRT = (importlib.util.find_spec(name) is not None for name in ("tensorrt_rtx", "tensorrt"))
@@ -82,21 +84,22 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     return Exported(tmp_path_factory.mktemp("mistral"))
 
 
-@pytest.fixture(scope="module")
-def language(exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    engine = RUNTIME.build(lowered(exported, "fp16", tmp_path_factory.mktemp("language")))
+@pytest.fixture(scope="module", params=["concat", "static"])
+def language(request: pytest.FixtureRequest, exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    folder, options = tmp_path_factory.mktemp("language"), TargetOptions(cache=request.param)
+    engine = RUNTIME.build(lowered(exported, "fp16", folder, options), options)
     assert engine.status == "executed", engine.reason
     return engine
 
 
 @pytest.fixture
-def decoders(exported: Exported, language: Engine) -> Iterator[tuple[EngineDecoder, Decoder]]:
+def decoders(exported: Exported, language: Engine) -> Iterator[tuple[Decoder, Decoder]]:
     """The engine with its cache on the device, and the graph it was compiled from on the processor."""
     spec = exported.spec.decoder
     assert spec is not None
-    device = EngineDecoder(program(language), spec, limit=64, rows=3)
-    session = portable_session(language.graph.path)
-    host = SessionDecoder(session, exported.spec.inputs, spec, limit=64, rows=3)
+    device = open_decoder(program(language), spec, limit=64, rows=3)
+    assert isinstance(device, InPlaceDecoder if has_static_cache(language.graph.spec.inputs) else EngineDecoder)
+    host = portable_decoder(language.graph.path, spec, limit=64, rows=3)
     yield device, host
     device.close()
     host.close()
@@ -138,7 +141,10 @@ def test_graphs_that_we_record_answer_as_plain_runs_do(tmp_path: Path) -> None:
 
 
 def test_every_profile_of_a_language_model_answers(exported: Exported, language: Engine) -> None:
-    session, graph = EngineSession(program(language)), portable_session(language.graph.path)
+    opened = program(language)
+    pasts = [spec.name for spec in opened.inputs if is_past(spec.name) and has_static_cache(opened.inputs)]
+    assert opened.aliases == {present_of(past): past for past in pasts}
+    session, graph = growing(EngineSession(opened)), portable_session(language.graph.path)
     for feeds in (*exported.golden, *exported.golden):
         got, expected = session.run(feeds), graph.run(feeds)
         assert noise(got["logits"], expected["logits"]) < 0.02
@@ -146,7 +152,7 @@ def test_every_profile_of_a_language_model_answers(exported: Exported, language:
     session.close()
 
 
-def test_the_cache_on_the_device_gives_the_logits_of_the_processor(decoders: tuple[EngineDecoder, Decoder]) -> None:
+def test_the_cache_on_the_device_gives_the_logits_of_the_processor(decoders: tuple[Decoder, Decoder]) -> None:
     tokens = np.random.default_rng(5).integers(3, 96, (3, 40))
     for one in decoders:
         one.start(3)
@@ -163,7 +169,17 @@ def test_the_cache_on_the_device_gives_the_logits_of_the_processor(decoders: tup
     assert noise(got, expected) < 0.02
 
 
-def test_greedy_tokens_are_those_of_the_processor_but_for_ties(decoders: tuple[EngineDecoder, Decoder]) -> None:
+def test_rows_near_the_end_of_the_cache_go_one_by_one(decoders: tuple[Decoder, Decoder]) -> None:
+    """An engine whose cache is in place has no room for padding there; each row is bound where it begins."""
+    tokens = np.random.default_rng(6).integers(3, 96, (3, 50))
+    for one in decoders:
+        one.start(3)
+    for steps, lengths in ((50, (50, 10, 30)), (20, (3, 20, 9)), (1, (1, 1, 1))):
+        got, expected = (one.forward(tokens[:, :steps], np.array(lengths)) for one in decoders)
+        assert noise(got, expected) < 0.02
+
+
+def test_greedy_tokens_are_those_of_the_processor_but_for_ties(decoders: tuple[Decoder, Decoder]) -> None:
     device, host = decoders
     tokens, lengths = np.array([[5, 6, 7, 8], [9, 0, 0, 0], [20, 21, 0, 0]]), np.array([4, 1, 2])
     for one in decoders:

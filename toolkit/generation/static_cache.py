@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from toolkit.cache_names import ATTENTION_MASK, WRITE_INDICES, is_past, is_present
 from toolkit.errors import UsageError
-from toolkit.types import Session, Tensors, TensorSpec
+from toolkit.generation.rows import positions
+from toolkit.types import DeviceMemory, OnDevice, Session, Tensors, TensorSpec
 
-__all__ = ["GrowingSession", "SpecifiedSession", "growing", "has_static_cache"]
+__all__ = ["GrowingSession", "SpecifiedSession", "buffer_feeds", "growing", "has_static_cache"]
 
 _IDS = "input_ids"
 _LENGTH_AXIS = 2
@@ -37,7 +38,26 @@ def has_static_cache(inputs: Sequence[TensorSpec]) -> bool:
 
 def growing(session: SpecifiedSession) -> SpecifiedSession:
     """The session behind the canonical interface: itself, or a `GrowingSession` around it."""
-    return GrowingSession(session) if has_static_cache(session.inputs) else session
+    if not has_static_cache(session.inputs):
+        return session
+    return _GrowingOnDevice(session, session) if isinstance(session, OnDevice) else GrowingSession(session)
+
+
+def buffer_feeds(
+    tokens: NDArray[np.int64], before: NDArray[np.int64], lengths: NDArray[np.int64], length: int
+) -> dict[str, NDArray[np.int64]]:
+    """What goes in beside buffers of `length` places, all int64; row r's positions are its first `before[r]` places.
+
+    Tokens and positions are [rows, S], of which `lengths[r]` are real. The mask, [rows, length], has each place that
+    holds something once the new tokens are in; `write_indices` [rows] is where they go.
+    """
+    filled = np.arange(length) < (before + lengths)[:, None]
+    return {
+        _IDS: np.ascontiguousarray(tokens, np.int64),
+        ATTENTION_MASK: filled.astype(np.int64),
+        "position_ids": positions(before, lengths, tokens.shape[1]),
+        WRITE_INDICES: before.copy(),
+    }
 
 
 class GrowingSession:
@@ -100,6 +120,18 @@ class GrowingSession:
                 hint=f"Give {fixed} tokens at most, or export again with a larger --dim total_sequence.",
             )
         return fixed
+
+
+class _GrowingOnDevice(GrowingSession):
+    """The same over a session whose work lies in a device's own memory."""
+
+    def __init__(self, session: SpecifiedSession, device: OnDevice) -> None:
+        super().__init__(session)
+        self._device = device
+
+    def device_memory(self) -> DeviceMemory:
+        """What the session holds of it."""
+        return self._device.device_memory()
 
 
 def _canonical(item: TensorSpec) -> TensorSpec:
