@@ -115,9 +115,10 @@ class Rebuilt:
 
 @dataclass(frozen=True, slots=True)
 class Rebuild:
-    """What was built again: by which library and version, and each file."""
+    """What was built again: by which library and version, from which file of the bundle, and each engine."""
 
     builder: str
+    graph: str
     files: tuple[Rebuilt, ...]
 
 

@@ -153,6 +153,15 @@ class TestRebuild:
         with pytest.raises(UsageError, match="is not the graph"):
             TRT_RTX.rebuild(copied)
 
+    def test_an_engine_that_the_lock_does_not_describe_is_refused(self, copied: Path) -> None:
+        """A forged engine beside an honest lock: what is built again is the lock's, and would pass for the engine."""
+        (copied / "engine-sm80.plan").write_bytes(b"an engine that nobody built")
+        with pytest.raises(UsageError, match=r"not the lock of engine-sm80\.plan"):
+            TRT_RTX.rebuild(copied)
+        (copied / "engine-sm80.plan").replace(copied / "engine-sm89.plan")
+        with pytest.raises(UsageError, match=r"not the lock of engine-sm89\.plan"):
+            TRT_RTX.rebuild(copied)
+
     def test_another_version_is_named(self, copied: Path) -> None:
         edit_lock(copied, version="1.0.0.1")
         with pytest.raises(UnsupportedError, match=r"by tensorrt_rtx 1\.0\.0\.1, here is 1\.") as caught:

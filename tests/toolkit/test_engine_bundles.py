@@ -70,10 +70,15 @@ def bundles(workplace: Path) -> dict[str, Path]:
 
 def edit(bundle: Path, name: str, change: Any) -> None:
     """Change a JSON file of a bundle, and its entry in the manifest with it."""
-    path, manifest = bundle / name, json.loads((bundle / "manifest.json").read_text())
-    value = json.loads(path.read_text())
+    value = json.loads((bundle / name).read_text())
     change(value)
-    path.write_text(json.dumps(value))
+    forge(bundle, name, json.dumps(value).encode())
+
+
+def forge(bundle: Path, name: str, content: bytes) -> None:
+    """Put another file in a file's place, and into the manifest."""
+    path, manifest = bundle / name, json.loads((bundle / "manifest.json").read_text())
+    path.write_bytes(content)
     manifest["files"][name] = {"sha256": file_sha256(path), "bytes": path.stat().st_size}
     (bundle / "manifest.json").write_text(json.dumps(manifest))
 
@@ -127,7 +132,11 @@ def test_rebuild_finds_the_same_bytes(bundles: dict[str, Path]) -> None:
 
 def test_rebuild_names_what_differs(bundles: dict[str, Path], tmp_path: Path) -> None:
     bundle = shutil.copytree(bundles["trt-rtx"], tmp_path / "bundle")
-    edit(bundle, "engine.lock.json", lambda lock: lock["engines"]["sm86"].update(sha256="0" * 64))
+    forge(bundle, "engine-sm86.plan", b"another engine")
+    done = toolkit("check", bundle, "--rebuild")
+    assert (done.exit_code, "engine.lock.json is not the lock of engine-sm86.plan" in done.stderr) == (2, True)
+    entry = {"sha256": file_sha256(bundle / "engine-sm86.plan"), "bytes": len(b"another engine")}
+    edit(bundle, "engine.lock.json", lambda lock: lock["engines"]["sm86"].update(entry))
     done = toolkit("check", bundle, "--rebuild", "--json")
     assert done.exit_code == 5
     assert [engine["same"] for engine in json.loads(done.stdout)["engines"]] == [False, True]
@@ -140,6 +149,16 @@ def test_rebuild_looks_at_the_files_first(bundles: dict[str, Path], tmp_path: Pa
     (bundle / "engine-sm86.plan").write_bytes(b"something else")
     done = toolkit("check", bundle, "--rebuild")
     assert (done.exit_code, "engine-sm86.plan: changed" in done.stderr) == (2, True)
+
+
+def test_rebuild_wants_the_graph_that_drift_is_measured_on(bundles: dict[str, Path], tmp_path: Path) -> None:
+    bundle = shutil.copytree(bundles["trt-rtx"], tmp_path / "bundle")
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    shutil.copyfile(bundle / "model.onnx", bundle / "other.onnx")
+    manifest["graph"], manifest["files"]["other.onnx"] = "other.onnx", manifest["files"]["model.onnx"]
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    done = toolkit("check", bundle, "--rebuild")
+    assert (done.exit_code, "are of model.onnx, its graph is other.onnx" in done.stderr) == (2, True)
 
 
 def test_rebuild_where_nothing_was_compiled(bundles: dict[str, Path], tmp_path: Path) -> None:
