@@ -11,7 +11,7 @@ import pytest
 from runtimes._tensorrt import runtime
 from runtimes._tensorrt.devices import Device
 from runtimes.trt_rtx import RUNTIME
-from toolkit.errors import MissingDependencyError, UnsupportedError
+from toolkit.errors import MissingDependencyError, UnsupportedError, UsageError
 from toolkit.types import DecoderSpec
 
 FILES = ["engine-sm80.plan", "engine-sm89.plan"]
@@ -35,7 +35,7 @@ def test_a_device_for_which_nothing_was_compiled(
     ):
         with pytest.raises(UnsupportedError, match=rf"no engine for Some GPU \({architecture}\)") as caught:
             opened()
-        assert caught.value.hint == "The bundle has: sm80, sm89. Export again on this machine."
+        assert caught.value.hint == f"The bundle has: sm80, sm89. Export again with --arch {architecture}."
 
 
 @needs_rtx
@@ -57,6 +57,15 @@ def test_without_the_engines_own_library_the_session_says_what_to_install(
     with pytest.raises(MissingDependencyError, match="tensorrt_rtx is not installed") as caught:
         RUNTIME.session(tmp_path, ENTRY)
     assert "tensorrt-rtx-cu13" in caught.value.hint
+
+
+def test_a_module_that_a_manifest_names_is_not_imported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    present(monkeypatch, "RTX 4090", "sm89")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "a_strangers_module.py").write_text("")
+    with pytest.raises(UsageError, match="a library that is not known: 'a_strangers_module'"):
+        RUNTIME.session(tmp_path, {"files": FILES, "details": {"library": "a_strangers_module"}})
+    assert "a_strangers_module" not in sys.modules
 
 
 @needs_rtx
