@@ -108,6 +108,8 @@ def test_only_what_is_asked_for_and_what_it_needs(scripts: dict[str, ModuleType]
     passed = [outcome.name for outcome in checklist.outcomes if outcome.verdict == "passed"]
     assert passed == ["install", "export vit", "bench vit"]
     assert checklist.exit_code == 0
+    # The second environment's.
+    assert checklist.run(steps.Step("install of onnxruntime-gpu", nothing)).verdict == "passed"
 
 
 def test_a_checklist_of_which_nothing_ran_has_not_passed(scripts: dict[str, ModuleType], tmp_path: Path) -> None:
