@@ -9,13 +9,16 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import onnx_ir as ir
 import pytest
 from trt_graphs import Block, as_lowered, rtx
 
+from runtimes._tensorrt import builder
 from runtimes._tensorrt.builder import LOCK_FILE
+from runtimes._tensorrt.devices import devices
 from runtimes._tensorrt.lock import read_lock
 from runtimes._tensorrt.lowering import lower_model
 from runtimes._tensorrt.runtime import ARCHITECTURES, TensorRT
@@ -122,6 +125,22 @@ def test_the_exit_code_says_what_is_wrong(bundle: Path, copied: Path) -> None:
     (copied / LOCK_FILE).unlink()
     broken = run_script(copied)
     assert (broken.returncode, "is no recipe" in broken.stderr) == (2, True)
+
+
+def test_tensorrt_compiles_for_its_own_gpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else its engine would be called as another's."""
+    tool = builder._Tool("tensorrt", SimpleNamespace(__version__="11.1.0.106"), None, None, ())
+    monkeypatch.setattr(builder, "_device_architecture", lambda: "sm89")
+    builder._require_offered(tool, "sm89")
+    with pytest.raises(builder.BuildError, match=r"tensorrt 11\.1\.0\.106 does not compile for sm80, only for sm89"):
+        builder._require_offered(tool, "sm80")
+
+
+@pytest.mark.skipif(bool(devices()[0]), reason="a device is present")
+def test_without_a_driver_there_is_no_architecture_to_compile_for() -> None:
+    with pytest.raises(builder.BuildError, match="NVIDIA driver") as caught:
+        builder._device_architecture()
+    assert caught.value.code == 4
 
 
 @rtx
