@@ -14,11 +14,11 @@ from tiny_lm import CONTEXT, SIZE, TinyLM, language_bundle, weights
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from toolkit.bench_decoder import DecoderSettings, _weight_bytes, bench_decoder
-from toolkit.bundle.manifest import FileEntry
 from toolkit.bench_worker import read_bandwidth
+from toolkit.bundle.manifest import FileEntry
 from toolkit.bundle.read import open_bundle
-from toolkit.compiled import BuiltEngine
 from toolkit.cli import main
+from toolkit.compiled import BuiltEngine
 from toolkit.errors import UnsupportedError, UsageError
 from toolkit.generation.generate import Generation, generate
 from toolkit.generation.torch_decoder import TorchDecoder
