@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 from tiny_bundles import image_bundle
 
 from runtimes._tensorrt.runtime import TensorRT
+from toolkit import plugins
 from toolkit.bundle.read import open_bundle
 from toolkit.cli import main
 from toolkit.hashing import file_sha256
@@ -102,7 +103,17 @@ def test_require_engine_refuses_and_leaves_nothing(workplace: Path) -> None:
     done = export("--target", "trt-fp16", "--require-engine", "--output", "none")
     assert done.exit_code == 4
     assert "no trt-fp16 engine can be built here: tensorrt is not installed" in done.stderr
+    assert "load " not in done.stderr
     assert not (workplace / "none").exists()
+
+
+@pytest.mark.parametrize("target", ["ort-cuda-fp16", "ort-trt-fp16"])
+def test_require_engine_is_for_every_runtime(target: str, workplace: Path) -> None:
+    if not plugins.runtime(target.removesuffix("-fp16")).readiness().build:
+        done = export("--target", "ort-cpu-fp32", "--target", target, "--require-engine", "--output", "none")
+        assert (done.exit_code, f"no {target} engine can be built here: " in done.stderr) == (4, True)
+        assert not (workplace / "none").exists()
+    assert export("--target", "ort-cpu-fp32", "--require-engine", "--dry-run").exit_code == 0
 
 
 def test_what_is_not_offered_is_refused_before_any_work(workplace: Path) -> None:
