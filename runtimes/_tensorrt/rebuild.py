@@ -65,7 +65,8 @@ def _require_library(lock: EngineLock) -> None:
 def _require_engines(folder: Path, lock: EngineLock) -> None:
     """What is compared is the lock's hash: it must be that of the file which a session opens, for every such file."""
     said = {entry.file: entry.sha256 for entry in lock.engines.values()}
-    there = {path.relative_to(folder).as_posix(): file_sha256(path) for path in folder.rglob("*.plan")}
+    found = (path for path in folder.rglob("*.plan") if path.is_file())
+    there = {path.relative_to(folder).as_posix(): file_sha256(path) for path in found}
     odd = sorted(name for name in said.keys() | there.keys() if said.get(name) != there.get(name))
     if odd:
         raise UsageError(

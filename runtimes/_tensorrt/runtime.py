@@ -54,9 +54,9 @@ class TensorRT:
         self._name, self._libraries, self._limits = name, libraries, limits
 
     def readiness(self) -> Readiness:
-        """Builds where a library starts (TensorRT-RTX needs no GPU), runs where the driver shows a device."""
+        """Builds where a library starts (TensorRT-RTX needs no GPU), runs where it compiles for the driver's device."""
         builder, (found, no_device) = self._builder, devices()
-        why = no_device or missing()
+        why = no_device or missing() or _unserved(builder, found[0].architecture)
         device = f"{found[0].name} ({found[0].architecture})" if found else ""
         version = f"{builder.library} {builder.version}" if builder.library else ""
         reasons = [builder.reason, f"engines do not run: {why}" if why else ""]
@@ -197,6 +197,13 @@ class TensorRT:
         except MissingDependencyError as error:
             return f"{error} ({error.hint})"
         return ""
+
+
+def _unserved(builder: Builder, architecture: str) -> str:
+    """Why no engine can be compiled for the device, as for an H100 with TensorRT-RTX, or nothing."""
+    if builder.library is None or architecture in builder.offered:
+        return ""
+    return f"{builder.library} {builder.version} does not compile for {architecture}"
 
 
 def _architectures(builder: Builder) -> tuple[str, ...]:

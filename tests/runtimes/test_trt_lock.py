@@ -234,6 +234,8 @@ def test_a_lock_that_cannot_be_read_is_refused_in_a_sentence(tmp_path: Path) -> 
     for changes, said in (
         ({"schema_version": 2}, "has schema 2, this toolkit reads up to 1"),
         ({"graph": "../model.onnx"}, "not a valid engine lock: graph"),
+        # It goes into a command that people copy.
+        ({"graph": "model.onnx", "version": "1'; touch forged; '"}, "not a valid engine lock: version"),
         ({"graph": "model.onnx", "surprise": 1}, "not a valid engine lock"),
     ):
         edit_lock(tmp_path / "b", **{"schema_version": 1, **changes})

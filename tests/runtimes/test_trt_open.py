@@ -89,6 +89,18 @@ def test_a_device_without_cuda_bindings_is_not_ready(monkeypatch: pytest.MonkeyP
     assert ready.device == "RTX 4090 (sm89)"
 
 
+@needs_rtx
+def test_a_device_that_the_library_does_not_compile_for_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    present(monkeypatch, "H100", "sm90")
+    monkeypatch.setattr(runtime, "missing", lambda: "")
+    ready = RUNTIME.readiness()
+    assert (ready.build, ready.run) == (True, False)
+    assert ready.reason.startswith("engines do not run: tensorrt_rtx 1.")
+    assert ready.reason.endswith("does not compile for sm90")
+    present(monkeypatch, "RTX 4090", "sm89")
+    assert RUNTIME.readiness().run
+
+
 def test_an_engine_for_other_devices_is_built_and_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     present(monkeypatch, "H100", "sm90")
     reason = RUNTIME._unrun(tmp_path, (Path(FILES[1]),), ENTRY["details"])  # type: ignore[arg-type]
