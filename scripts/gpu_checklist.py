@@ -170,7 +170,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument(
         "--with", action="append", default=[], dest="also", choices=["tensorrt", "cuda"],
-        help=f"also install TensorRT 11 ({INDEX}), or ONNX Runtime's CUDA build, and TensorRT 10 beside it with both; repeatable",
+        help=f"also install TensorRT 11 ({INDEX}), or ONNX Runtime's CUDA build (with both, TensorRT 10 beside it)",
     )  # fmt: skip
     parser.add_argument("--step-timeout", type=float, default=3600.0, metavar="SECONDS", help="default: 3600")
     return parser.parse_args(arguments)
