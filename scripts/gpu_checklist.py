@@ -35,6 +35,7 @@ ALWAYS = ("gpu", "install", "doctor", "targets", "fetch")
 STEPS = ("install", "versions", "doctor", "tests", "fetch", "targets", "export", "check", "drift", "bench")
 BUILT_IN = "vit-digits"
 INDEX = "https://pypi.nvidia.com"
+_TENSORRT_10 = "tensorrt-cu13>=10.6,<11"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -119,7 +120,9 @@ class Place:
         ]  # fmt: skip
         if self.swap:
             pip = '"$python" -m pip --disable-pip-version-check'
-            lines += [f"{pip} uninstall -y onnxruntime onnxruntime-gpu", f"{pip} install onnxruntime-gpu"]
+            lines += [
+                f"{pip} uninstall -y onnxruntime onnxruntime-gpu", f"{pip} install 'onnxruntime-gpu[cuda,cudnn]'",
+            ]  # fmt: skip
         return "\n".join(lines)
 
     def _targets(self, checklist: Checklist, runs: Facts, listed: Facts) -> list[str]:
@@ -149,7 +152,9 @@ def _places(also: frozenset[str]) -> list[Place]:
     runtimes = ("trt-rtx", "trt") if "tensorrt" in also else ("trt-rtx",)
     places = [Place("gpu", (*index, "--editable", f"{ROOT}[dev,rtx{extras}]"), runtimes)]
     if "cuda" in also:
-        requirements = (*index, "--editable", f"{ROOT}[dev{extras}]")
+        # Its TensorRT provider loads TensorRT 10 alone.
+        tensorrt = (_TENSORRT_10,) if "tensorrt" in also else ()
+        requirements = (*index, "--editable", f"{ROOT}[dev]", *tensorrt)
         places.append(Place("gpu-ort", requirements, ("ort-cuda", "ort-trt"), " of onnxruntime-gpu", swap=True))
     return places
 
@@ -165,7 +170,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument(
         "--with", action="append", default=[], dest="also", choices=["tensorrt", "cuda"],
-        help=f"also install TensorRT 11 (from {INDEX}), or ONNX Runtime's CUDA build; repeatable",
+        help=f"also install TensorRT 11 ({INDEX}), or ONNX Runtime's CUDA build (with both, TensorRT 10 beside it)",
     )  # fmt: skip
     parser.add_argument("--step-timeout", type=float, default=3600.0, metavar="SECONDS", help="default: 3600")
     return parser.parse_args(arguments)

@@ -56,7 +56,8 @@ class Outcome:
 class Checklist:
     """Runs steps one after the other, each with a log, and keeps what came of them.
 
-    `only` are beginnings of step names; others are not run, but for those that everything needs (`always`).
+    `only` are beginnings of step names; others are not run, but for those that begin as one of `always`,
+    which everything needs.
     `seconds` is what one step may take. `written` is called after each step, so that a report is there at any time.
     """
 
@@ -108,7 +109,7 @@ class Checklist:
         return {"exit_code": self.exit_code, "steps": [asdict(outcome) for outcome in self.outcomes]}
 
     def _wanted(self, name: str) -> bool:
-        return not self._only or name in self._always or any(name.startswith(start) for start in self._only)
+        return not self._only or name.startswith((*self._always, *self._only))
 
     def _executed(self, step: Step) -> Outcome:
         log = self.folder / "logs" / f"{len(self.outcomes):02d}-{step.name.replace(' ', '-').replace('/', '-')}.txt"

@@ -19,6 +19,7 @@ import numpy as np
 from toolkit.bench import REST_SECONDS, Ratio, label_of, on_device, turn_ratio
 from toolkit.bench_process import Contender, Worker, load_average, physical_cores, start_worker
 from toolkit.cache_names import is_past
+from toolkit.compiled import built_engines
 from toolkit.errors import UsageError
 from toolkit.sessions import context_of, decoder_spec
 
@@ -216,8 +217,11 @@ def _read(worker: Worker, bundle: Bundle, settings: DecoderSettings) -> int:
 
 
 def _weight_bytes(bundle: Bundle) -> int:
-    """Bytes of the engine's own files: the graph with its data, or what was compiled."""
+    """Bytes of the engine's own files: the graph with its data, or what was compiled for one architecture."""
     entry = bundle.manifest.engine
+    if engines := built_engines(entry.details):
+        # One of them runs; which, only its runtime knows.
+        return max(engine.bytes for engine in engines)
     # Beside graph and engines, a bundle has configuration, a lock and a script.
     compiled = [name for name in entry.files if not name.endswith((".json", ".py"))]
     names = compiled or (bundle.manifest.graph, f"{bundle.manifest.graph}.data")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
+
+from pydantic import TypeAdapter, ValidationError
 
 from toolkit.types import TargetOptions
 
@@ -64,18 +66,19 @@ class BuiltEngine:
         return {**asdict(self), "gemms": None if self.gemms is None else dict(self.gemms)}
 
 
-def built_engines(details: Mapping[str, Any]) -> tuple[BuiltEngine, ...]:
-    """The entries under `engines` of an engine's details; empty for a runtime that compiles nothing.
+_ENTRIES = TypeAdapter(dict[str, BuiltEngine])
 
-    Fields of other versions of the toolkit are left out.
+
+def built_engines(details: Mapping[str, Any]) -> tuple[BuiltEngine, ...]:
+    """The entries under `engines` of an engine's details; none for a runtime that compiles nothing.
+
+    Fields of other versions of the toolkit are left out; entries of another shape, as a manifest changed by hand may
+    hold, are none.
     """
-    entries = details.get("engines")
-    if not isinstance(entries, Mapping):
+    try:
+        return tuple(_ENTRIES.validate_python(details.get("engines", {})).values())
+    except ValidationError:
         return ()
-    known = {entry.name for entry in fields(BuiltEngine)}
-    return tuple(
-        BuiltEngine(**{name: value for name, value in entry.items() if name in known}) for entry in entries.values()
-    )
 
 
 def describe_built(engines: Sequence[BuiltEngine]) -> str:
@@ -115,9 +118,10 @@ class Rebuilt:
 
 @dataclass(frozen=True, slots=True)
 class Rebuild:
-    """What was built again: by which library and version, and each file."""
+    """What was built again: by which library and version, from which file of the bundle, and each engine."""
 
     builder: str
+    graph: str
     files: tuple[Rebuilt, ...]
 
 

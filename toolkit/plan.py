@@ -17,7 +17,7 @@ from toolkit.recipe import tuned
 from toolkit.target import Target, parse_target, schemes_for
 from toolkit.types import DEFAULT_OPTIONS, Dim, Gate, Kind, ModelSpec, QuantConfig, TargetOptions
 
-__all__ = ["Plan", "Request", "plan"]
+__all__ = ["Plan", "Request", "no_engine", "plan"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +118,8 @@ def plan(request: Request) -> Plan:
         _check_pair(target, spec.kind)
         if request.recipe:
             the_plan.recipe(target)
+    if request.require_engine:
+        _require_builders(targets)
     return the_plan
 
 
@@ -163,6 +165,22 @@ def _ask_runtime(target: Target, options: TargetOptions) -> None:
     runtime = plugins.runtime(target.runtime)
     if isinstance(runtime, ChecksOptions):
         runtime.check_options(options, target.scheme)
+
+
+def _require_builders(targets: Sequence[Target]) -> None:
+    """A runtime that builds nothing here does not build an engine after the export either."""
+    for target in targets:
+        ready = plugins.runtime(target.runtime).readiness()
+        if not ready.build:
+            raise no_engine(target, ready.reason)
+
+
+def no_engine(target: Target, reason: str) -> UnsupportedError:
+    """What `--require-engine` says where a target's engine cannot be built."""
+    return UnsupportedError(
+        f"no {target} engine can be built here: {reason}",
+        hint="Without --require-engine the bundle carries the graph, from which one is built elsewhere.",
+    )
 
 
 _FLAGS = {

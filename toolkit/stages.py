@@ -20,9 +20,8 @@ from toolkit.drift.gates import raise_if_failed
 from toolkit.drift.measure import judged, measure, observe, task_output
 from toolkit.drift.report import DriftReport, StageDrift
 from toolkit.drift.table import task_words
-from toolkit.errors import UnsupportedError
 from toolkit.greedy import Greedy
-from toolkit.plan import Plan
+from toolkit.plan import Plan, no_engine
 from toolkit.progress import Watch
 from toolkit.target import Target
 
@@ -162,10 +161,7 @@ class Stages:
         with self.watch.stage("build", str(target)) as row:
             engine = plugins.runtime(target.runtime).build(lowered, self.plan.request.options)
             if self.plan.request.require_engine and engine.status == "graph-only":
-                raise UnsupportedError(
-                    f"no {target} engine can be built here: {engine.reason}",
-                    hint="Without --require-engine the bundle carries the graph and the command that builds it.",
-                )
+                raise no_engine(target, engine.reason)
             row.said = f"{engine.status} by {engine.builder} {engine.said}".rstrip()
         return engine
 

@@ -14,6 +14,7 @@ Exit codes: 0 built, 2 wrong arguments or recipe, 3 no library, 4 not supported 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import hashlib
 import importlib
 import json
@@ -54,6 +55,9 @@ INSTALL = {
 FAILED = "FAILED: "
 """What the last line of the standard error begins with where nothing was built."""
 _PLAN = "Layers:"
+_DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+_MAJOR_MINOR = (75, 76)
+"""The driver's attributes of a device's compute capability."""
 
 
 class BuildError(Exception):
@@ -132,12 +136,17 @@ def _default_architectures(tool: _Tool, recipe: Mapping[str, Any]) -> tuple[str,
 
 
 def _device_architecture() -> str:
-    command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    """That of the driver's first device, which CUDA takes; `nvidia-smi` may count in another order."""
     try:
-        first = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
-    except (OSError, subprocess.CalledProcessError, IndexError) as error:
-        raise BuildError("nvidia-smi does not say which GPU this is; give --arch sm89", _UNSUPPORTED) from error
-    return f"sm{first.replace('.', '')}"
+        driver = ctypes.CDLL(_DRIVER)
+    except OSError as error:
+        raise BuildError(f"no NVIDIA driver is installed ({_DRIVER} does not load)", _UNSUPPORTED) from error
+    device, numbers = ctypes.c_int(), (ctypes.c_int(), ctypes.c_int())
+    if driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), 0):
+        raise BuildError("the NVIDIA driver shows no device", _UNSUPPORTED)
+    for number, which in zip(numbers, _MAJOR_MINOR, strict=True):
+        driver.cuDeviceGetAttribute(ctypes.byref(number), which, device)
+    return f"sm{numbers[0].value}{numbers[1].value}"
 
 
 @dataclass(frozen=True)
@@ -214,10 +223,7 @@ def _make_log(trt: Any) -> Any:
 def _build(tool: _Tool, recipe: Mapping[str, Any], graph: Path, architecture: str, folder: Path) -> dict[str, Any]:
     start = time.perf_counter()
     config = {**CONFIG, **recipe.get("config", {})}
-    if tool.offered and architecture not in tool.offered:
-        offered = ", ".join(tool.offered)
-        what = f"{tool.name} {tool.trt.__version__} does not compile for {architecture}, only for {offered}"
-        raise BuildError(what, _UNSUPPORTED)
+    _require_offered(tool, architecture)
     _say(f"parsing {graph.name}")
     # The parser owns the weights that the network points at.
     network, _parser = _parse(tool, graph, config)
@@ -240,6 +246,14 @@ def _build(tool: _Tool, recipe: Mapping[str, Any], graph: Path, architecture: st
         "library": tool.name,
         "version": tool.trt.__version__,
     }
+
+
+def _require_offered(tool: _Tool, architecture: str) -> None:
+    """A library that cannot be told an architecture compiles for its own GPU, whatever the file would be called."""
+    offered = tool.offered or (_device_architecture(),)
+    if architecture not in offered:
+        what = f"{tool.name} {tool.trt.__version__} does not compile for {architecture}, only for {', '.join(offered)}"
+        raise BuildError(what, _UNSUPPORTED)
 
 
 def _parse(tool: _Tool, graph: Path, config: Mapping[str, Any]) -> tuple[Any, Any]:

@@ -174,6 +174,8 @@ def _verdict(code: int) -> str:
         return ""
     if code < 0:
         return f"TensorRT's builder crashed with {signal.Signals(-code).name}"
+    if code == 1:
+        return "TensorRT's builder failed"
     return "TensorRT refused the graph" if code == builder.REFUSED else "TensorRT's builder did not start"
 
 

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from runtimes._tensorrt.builder import CONFIG
-from toolkit.compiled import BuiltEngine
 
-__all__ = ["BuiltEngine", "Job", "Profile", "partial_path", "write_atomically"]
+__all__ = ["Job", "Profile", "partial_path", "write_atomically"]
 
 Profile = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 """Smallest, most usual and largest shape of one input."""

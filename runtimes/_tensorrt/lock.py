@@ -42,7 +42,7 @@ class EngineLock(Frozen):
     graph_sha256: str = Field(pattern="^[0-9a-f]{64}$")
     libraries: tuple[str, ...]
     library: str = ""
-    version: str = ""
+    version: str = Field("", pattern=r"^[\w.+-]*$")
     driver: str = ""
     config: dict[str, JsonValue] = Field(default_factory=lambda: dict(CONFIG))
     profiles: tuple[dict[str, Profile], ...]

@@ -8,7 +8,7 @@ from typing import Any
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-__all__ = ["Writer", "origin", "same_dim", "static_dim"]
+__all__ = ["Writer", "origin", "same_dim", "static_dim", "take_over"]
 
 _VIEWS = frozenset({"Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Cast"})
 
@@ -83,3 +83,12 @@ def origin(value: ir.Value) -> ir.Value:
         value = node.inputs[0]
         node = value.producer()
     return value
+
+
+def take_over(node: ir.Node, result: ir.Value) -> None:
+    """Let `result` have the node's output name, shape, readers and place among the graph's outputs."""
+    made = result.producer()
+    if made is None or node.graph is None:
+        raise ValueError(f"node {node.name} is in no graph")
+    result.shape, result.name = node.outputs[0].shape, node.outputs[0].name
+    ir.convenience.replace_nodes_and_values(node.graph, made, [node], [], [node.outputs[0]], [result])

@@ -16,8 +16,8 @@ Ranges = Mapping[str, tuple[Shape, Shape, Shape]]
 def choose_profile(profiles: Sequence[Ranges], shapes: Mapping[str, Shape]) -> int:
     """The index of the profile that holds every shape; of several, the one that fixes most sizes.
 
-    A language model's chunk profile holds a single token as well as its decode profile, and only the latter, where
-    the number of tokens is fixed, has the single-query kernel. Raises UsageError where none fits.
+    TensorRT has its single-query kernel only where the number of tokens is fixed at 1, so a wider profile that holds a
+    single token too must not serve it. Raises UsageError where none fits.
     """
     fitting = [index for index, ranges in enumerate(profiles) if not _outside(ranges, shapes)]
     if fitting:

@@ -18,8 +18,8 @@ def profiles_of(spec: ModelSpec) -> tuple[dict[str, Profile], ...]:
 
     A language model has up to three: prefill, with an empty cache; several tokens after a past, as chunks of a prompt
     and speculative decoding have; and decoding, one token after a past, the only one with TensorRT's single-query
-    kernel. With a cache of fixed length nothing tells the first two apart, so it has two. The first profile that holds
-    a shape is the one to use. Raises StageError for a dimension without a range.
+    kernel. With a cache of fixed length nothing tells the first two apart, so it has two. No step lies in two of them.
+    Raises StageError for a dimension without a range.
     """
     if spec.decoder is None:
         return (_profile(spec, spec.dims),)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from runtimes._tensorrt.architectures import refuse, suited
+from runtimes._tensorrt.builder import LIBRARIES
 from runtimes._tensorrt.compile import Limits, compile_engines
 from runtimes._tensorrt.cuda import missing
 from runtimes._tensorrt.decoder import open_decoder
@@ -23,7 +24,7 @@ from runtimes._tensorrt.rebuild import rebuild
 from runtimes._tensorrt.script import tool_command, write_script
 from runtimes._tensorrt.session import EngineSession
 from toolkit.compiled import BuiltEngine, Rebuild, describe_built
-from toolkit.errors import MissingDependencyError, StageError, UnsupportedError
+from toolkit.errors import MissingDependencyError, StageError, UnsupportedError, UsageError
 from toolkit.generation.static_cache import growing
 from toolkit.types import (
     DEFAULT_OPTIONS,
@@ -53,9 +54,9 @@ class TensorRT:
         self._name, self._libraries, self._limits = name, libraries, limits
 
     def readiness(self) -> Readiness:
-        """Builds where a library starts (TensorRT-RTX needs no GPU), runs where the driver shows a device."""
+        """Builds where a library starts (TensorRT-RTX needs no GPU), runs where it compiles for the driver's device."""
         builder, (found, no_device) = self._builder, devices()
-        why = no_device or missing()
+        why = no_device or missing() or _unserved(builder, found[0].architecture)
         device = f"{found[0].name} ({found[0].architecture})" if found else ""
         version = f"{builder.library} {builder.version}" if builder.library else ""
         reasons = [builder.reason, f"engines do not run: {why}" if why else ""]
@@ -128,7 +129,7 @@ class TensorRT:
         """Open the engine file of this machine's device.
 
         Raises UnsupportedError where there is no device or no file for it, MissingDependencyError without the
-        library, StageError where the file does not load.
+        library, StageError where the file does not load, UsageError where the entry names no such library.
         """
         return growing(EngineSession(self._open(folder, engine)))
 
@@ -142,9 +143,15 @@ class TensorRT:
         if found[0].architecture not in names:
             raise UnsupportedError(
                 f"no engine for {found[0].name} ({found[0].architecture})",
-                hint=f"The bundle has: {', '.join(names)}. Export again on this machine.",
+                hint=f"The bundle has: {', '.join(names)}. Export again with --arch {found[0].architecture}.",
             )
         library = engine.get("details", {}).get("library", RTX)
+        # The manifest may be a stranger's, and this is a module to import.
+        if library not in LIBRARIES:
+            raise UsageError(
+                f"the engine's entry names a library that is not known: '{library}'",
+                hint="The bundle's manifest is damaged; export it again.",
+            )
         return EngineProgram(folder / names[found[0].architecture], library, found[0])
 
     def decoder(self, folder: Path, engine: Mapping[str, Any], spec: DecoderSpec, *, limit: int, rows: int) -> Decoder:
@@ -190,6 +197,13 @@ class TensorRT:
         except MissingDependencyError as error:
             return f"{error} ({error.hint})"
         return ""
+
+
+def _unserved(builder: Builder, architecture: str) -> str:
+    """Why no engine can be compiled for the device, as for an H100 with TensorRT-RTX, or nothing."""
+    if builder.library is None or architecture in builder.offered:
+        return ""
+    return f"{builder.library} {builder.version} does not compile for {architecture}"
 
 
 def _architectures(builder: Builder) -> tuple[str, ...]:

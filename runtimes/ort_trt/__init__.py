@@ -16,6 +16,7 @@ from runtimes._onnxruntime.session import OrtSession
 from runtimes.ort_trt.options import TensorrtOptions, for_graph, with_cache
 from runtimes.ort_trt.precision import flags_of, refuse_mixed
 from toolkit.errors import UnsupportedError
+from toolkit.hashing import graph_sha256
 from toolkit.types import (
     DEFAULT_OPTIONS,
     DecoderSpec,
@@ -34,7 +35,7 @@ SCHEMES = ("fp32", "fp16", "bf16", "int8")
 KINDS = ("encoder", "vision", "module")
 OPTIONS = ("provider-option",)
 
-_GRAPH_SHA256, _SCHEME = "graph_sha256", "scheme"
+_SCHEME = "scheme"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,8 @@ class OrtTrt:
         refuse_mixed(graph)
         from runtimes._tensorrt.lowering import lower_graph
 
-        return lower_graph(graph, folder, "ort-trt", samples, options, tensorrt10=True)
+        # Architectures and the cache's form are options of other runtimes: one export may have several targets.
+        return lower_graph(graph, folder, "ort-trt", samples, tensorrt10=True)
 
     def build(self, graph: LoweredGraph, options: TargetOptions = DEFAULT_OPTIONS) -> Engine:
         """Open and run the graph on the GPU; without one the engine is `graph-only` and carries the reason."""
@@ -77,11 +79,9 @@ class OrtTrt:
         given = for_graph(asked, graph.spec)
         details = {
             OPTIONS_ENTRY: {TENSORRT: given.as_strings(), CUDA: cuda.as_strings()},
-            _GRAPH_SHA256: graph.sha256,
             _SCHEME: graph.scheme,
         }
-        chosen = with_cache(given, graph.sha256)
-        return build_on_gpu(graph, TENSORRT, details, lambda: _open(graph.path, chosen, cuda, graph.scheme))
+        return build_on_gpu(graph, TENSORRT, details, lambda: _open(graph.path, given, cuda, graph.scheme))
 
     def session(self, folder: Path, engine: Mapping[str, Any]) -> Session:
         """Open the engine's graph on the GPU, which compiles it unless it is cached.
@@ -90,12 +90,10 @@ class OrtTrt:
         is refused or some of it would run on the CPU.
         """
         options, cuda = recorded(TensorrtOptions, engine, self.options), recorded(CudaOptions, engine, self.cuda)
-        details = engine.get("details", {})
-        scheme, sha256 = details.get(_SCHEME, ""), details.get(_GRAPH_SHA256)
+        scheme = engine.get("details", {}).get(_SCHEME, "")
         flags_of(scheme)
         refuse_without(TENSORRT, "ort-trt")
-        chosen = with_cache(options, sha256) if sha256 else options
-        return _open(graph_file(folder, engine), chosen, cuda, scheme)
+        return _open(graph_file(folder, engine), options, cuda, scheme)
 
     def decoder(self, folder: Path, engine: Mapping[str, Any], spec: DecoderSpec, *, limit: int, rows: int) -> Never:
         """Raises UnsupportedError: a session has one profile, and a cache wants one for each way of use."""
@@ -109,7 +107,9 @@ class OrtTrt:
 
 
 def _open(path: Path, options: TensorrtOptions, cuda: CudaOptions, scheme: str) -> OrtSession:
-    first = {**options.as_strings(), **flags_of(scheme)}
+    # Of the file itself: a forged hash would put its engine where that of another graph is looked for.
+    cached = with_cache(options, graph_sha256(path)) if path.is_file() else options
+    first = {**cached.as_strings(), **flags_of(scheme)}
     behind = replace(cuda, device_id=options.device_id)
     return OrtSession(path, [(TENSORRT, first), (CUDA, behind.as_strings())], strict=True)
 

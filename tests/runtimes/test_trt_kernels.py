@@ -143,3 +143,5 @@ def test_architectures_of_one_outcome_are_told_together() -> None:
     )
     details = {"engines": {engine.architecture: {**engine.as_json(), "of a later toolkit": 1} for engine in engines}}
     assert built_engines(details) == tuple(engines)
+    for foreign in (None, "none", {"sm80": 5}, {"sm80": {"file": "engine-sm80.plan"}}):
+        assert built_engines({"engines": foreign}) == ()

@@ -9,13 +9,16 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import onnx_ir as ir
 import pytest
 from trt_graphs import Block, as_lowered, rtx
 
+from runtimes._tensorrt import builder
 from runtimes._tensorrt.builder import LOCK_FILE
+from runtimes._tensorrt.devices import devices
 from runtimes._tensorrt.lock import read_lock
 from runtimes._tensorrt.lowering import lower_model
 from runtimes._tensorrt.runtime import ARCHITECTURES, TensorRT
@@ -124,6 +127,22 @@ def test_the_exit_code_says_what_is_wrong(bundle: Path, copied: Path) -> None:
     assert (broken.returncode, "is no recipe" in broken.stderr) == (2, True)
 
 
+def test_tensorrt_compiles_for_its_own_gpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else its engine would be called as another's."""
+    tool = builder._Tool("tensorrt", SimpleNamespace(__version__="11.1.0.106"), None, None, ())
+    monkeypatch.setattr(builder, "_device_architecture", lambda: "sm89")
+    builder._require_offered(tool, "sm89")
+    with pytest.raises(builder.BuildError, match=r"tensorrt 11\.1\.0\.106 does not compile for sm80, only for sm89"):
+        builder._require_offered(tool, "sm80")
+
+
+@pytest.mark.skipif(bool(devices()[0]), reason="a device is present")
+def test_without_a_driver_there_is_no_architecture_to_compile_for() -> None:
+    with pytest.raises(builder.BuildError, match="NVIDIA driver") as caught:
+        builder._device_architecture()
+    assert caught.value.code == 4
+
+
 @rtx
 class TestRebuild:
     def test_the_lock_holds_what_was_built(self, bundle: Path) -> None:
@@ -151,6 +170,15 @@ class TestRebuild:
         with (copied / "model.onnx").open("ab") as stream:
             stream.write(b"\0")
         with pytest.raises(UsageError, match="is not the graph"):
+            TRT_RTX.rebuild(copied)
+
+    def test_an_engine_that_the_lock_does_not_describe_is_refused(self, copied: Path) -> None:
+        """A forged engine beside an honest lock: what is built again is the lock's, and would pass for the engine."""
+        (copied / "engine-sm80.plan").write_bytes(b"an engine that nobody built")
+        with pytest.raises(UsageError, match=r"not the lock of engine-sm80\.plan"):
+            TRT_RTX.rebuild(copied)
+        (copied / "engine-sm80.plan").replace(copied / "engine-sm89.plan")
+        with pytest.raises(UsageError, match=r"not the lock of engine-sm89\.plan"):
             TRT_RTX.rebuild(copied)
 
     def test_another_version_is_named(self, copied: Path) -> None:
@@ -206,6 +234,8 @@ def test_a_lock_that_cannot_be_read_is_refused_in_a_sentence(tmp_path: Path) -> 
     for changes, said in (
         ({"schema_version": 2}, "has schema 2, this toolkit reads up to 1"),
         ({"graph": "../model.onnx"}, "not a valid engine lock: graph"),
+        # It goes into a command that people copy.
+        ({"graph": "model.onnx", "version": "1'; touch forged; '"}, "not a valid engine lock: version"),
         ({"graph": "model.onnx", "surprise": 1}, "not a valid engine lock"),
     ):
         edit_lock(tmp_path / "b", **{"schema_version": 1, **changes})

@@ -11,7 +11,7 @@ import pytest
 from runtimes._tensorrt import runtime
 from runtimes._tensorrt.devices import Device
 from runtimes.trt_rtx import RUNTIME
-from toolkit.errors import MissingDependencyError, UnsupportedError
+from toolkit.errors import MissingDependencyError, UnsupportedError, UsageError
 from toolkit.types import DecoderSpec
 
 FILES = ["engine-sm80.plan", "engine-sm89.plan"]
@@ -35,7 +35,7 @@ def test_a_device_for_which_nothing_was_compiled(
     ):
         with pytest.raises(UnsupportedError, match=rf"no engine for Some GPU \({architecture}\)") as caught:
             opened()
-        assert caught.value.hint == "The bundle has: sm80, sm89. Export again on this machine."
+        assert caught.value.hint == f"The bundle has: sm80, sm89. Export again with --arch {architecture}."
 
 
 @needs_rtx
@@ -59,6 +59,15 @@ def test_without_the_engines_own_library_the_session_says_what_to_install(
     assert "tensorrt-rtx-cu13" in caught.value.hint
 
 
+def test_a_module_that_a_manifest_names_is_not_imported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    present(monkeypatch, "RTX 4090", "sm89")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "a_strangers_module.py").write_text("")
+    with pytest.raises(UsageError, match="a library that is not known: 'a_strangers_module'"):
+        RUNTIME.session(tmp_path, {"files": FILES, "details": {"library": "a_strangers_module"}})
+    assert "a_strangers_module" not in sys.modules
+
+
 @needs_rtx
 def test_an_engine_that_cannot_be_tried_for_want_of_cuda_bindings_is_built_and_says_so(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -78,6 +87,18 @@ def test_a_device_without_cuda_bindings_is_not_ready(monkeypatch: pytest.MonkeyP
     assert not ready.run
     assert "engines do not run: cuda.bindings is not installed" in ready.reason
     assert ready.device == "RTX 4090 (sm89)"
+
+
+@needs_rtx
+def test_a_device_that_the_library_does_not_compile_for_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    present(monkeypatch, "H100", "sm90")
+    monkeypatch.setattr(runtime, "missing", lambda: "")
+    ready = RUNTIME.readiness()
+    assert (ready.build, ready.run) == (True, False)
+    assert ready.reason.startswith("engines do not run: tensorrt_rtx 1.")
+    assert ready.reason.endswith("does not compile for sm90")
+    present(monkeypatch, "RTX 4090", "sm89")
+    assert RUNTIME.readiness().run
 
 
 def test_an_engine_for_other_devices_is_built_and_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

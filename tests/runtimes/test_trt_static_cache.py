@@ -123,8 +123,10 @@ def test_as_the_eager_model_in_prefill_chunks_and_single_tokens(name: str, expor
     assert max(differences(answers(graph.path, made.golden), made.expected, made.golden)) <= 1e-4
 
 
-@pytest.mark.parametrize("scheme", ["fp16", "int4"])
-@pytest.mark.parametrize("name", ["mistral", "gemma2"])
+@pytest.mark.parametrize(
+    ("name", "scheme"),
+    [("mistral", "fp16"), ("mistral", "int4"), ("mistral", "bf16"), ("gemma2", "fp16"), ("gemma2", "int4")],
+)
 def test_as_the_cache_that_grows_in_half_precision(name: str, scheme: str, exported: Any, tmp_path: Path) -> None:
     made = exported(name)
     static, concat = (

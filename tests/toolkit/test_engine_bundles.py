@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 from tiny_bundles import image_bundle
 
 from runtimes._tensorrt.runtime import TensorRT
+from toolkit import plugins
 from toolkit.bundle.read import open_bundle
 from toolkit.cli import main
 from toolkit.hashing import file_sha256
@@ -70,10 +71,15 @@ def bundles(workplace: Path) -> dict[str, Path]:
 
 def edit(bundle: Path, name: str, change: Any) -> None:
     """Change a JSON file of a bundle, and its entry in the manifest with it."""
-    path, manifest = bundle / name, json.loads((bundle / "manifest.json").read_text())
-    value = json.loads(path.read_text())
+    value = json.loads((bundle / name).read_text())
     change(value)
-    path.write_text(json.dumps(value))
+    forge(bundle, name, json.dumps(value).encode())
+
+
+def forge(bundle: Path, name: str, content: bytes) -> None:
+    """Put another file in a file's place, and into the manifest."""
+    path, manifest = bundle / name, json.loads((bundle / "manifest.json").read_text())
+    path.write_bytes(content)
     manifest["files"][name] = {"sha256": file_sha256(path), "bytes": path.stat().st_size}
     (bundle / "manifest.json").write_text(json.dumps(manifest))
 
@@ -97,7 +103,17 @@ def test_require_engine_refuses_and_leaves_nothing(workplace: Path) -> None:
     done = export("--target", "trt-fp16", "--require-engine", "--output", "none")
     assert done.exit_code == 4
     assert "no trt-fp16 engine can be built here: tensorrt is not installed" in done.stderr
+    assert "load " not in done.stderr
     assert not (workplace / "none").exists()
+
+
+@pytest.mark.parametrize("target", ["ort-cuda-fp16", "ort-trt-fp16"])
+def test_require_engine_is_for_every_runtime(target: str, workplace: Path) -> None:
+    if not plugins.runtime(target.removesuffix("-fp16")).readiness().build:
+        done = export("--target", "ort-cpu-fp32", "--target", target, "--require-engine", "--output", "none")
+        assert (done.exit_code, f"no {target} engine can be built here: " in done.stderr) == (4, True)
+        assert not (workplace / "none").exists()
+    assert export("--target", "ort-cpu-fp32", "--require-engine", "--dry-run").exit_code == 0
 
 
 def test_what_is_not_offered_is_refused_before_any_work(workplace: Path) -> None:
@@ -127,7 +143,11 @@ def test_rebuild_finds_the_same_bytes(bundles: dict[str, Path]) -> None:
 
 def test_rebuild_names_what_differs(bundles: dict[str, Path], tmp_path: Path) -> None:
     bundle = shutil.copytree(bundles["trt-rtx"], tmp_path / "bundle")
-    edit(bundle, "engine.lock.json", lambda lock: lock["engines"]["sm86"].update(sha256="0" * 64))
+    forge(bundle, "engine-sm86.plan", b"another engine")
+    done = toolkit("check", bundle, "--rebuild")
+    assert (done.exit_code, "engine.lock.json is not the lock of engine-sm86.plan" in done.stderr) == (2, True)
+    entry = {"sha256": file_sha256(bundle / "engine-sm86.plan"), "bytes": len(b"another engine")}
+    edit(bundle, "engine.lock.json", lambda lock: lock["engines"]["sm86"].update(entry))
     done = toolkit("check", bundle, "--rebuild", "--json")
     assert done.exit_code == 5
     assert [engine["same"] for engine in json.loads(done.stdout)["engines"]] == [False, True]
@@ -140,6 +160,16 @@ def test_rebuild_looks_at_the_files_first(bundles: dict[str, Path], tmp_path: Pa
     (bundle / "engine-sm86.plan").write_bytes(b"something else")
     done = toolkit("check", bundle, "--rebuild")
     assert (done.exit_code, "engine-sm86.plan: changed" in done.stderr) == (2, True)
+
+
+def test_rebuild_wants_the_graph_that_drift_is_measured_on(bundles: dict[str, Path], tmp_path: Path) -> None:
+    bundle = shutil.copytree(bundles["trt-rtx"], tmp_path / "bundle")
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    shutil.copyfile(bundle / "model.onnx", bundle / "other.onnx")
+    manifest["graph"], manifest["files"]["other.onnx"] = "other.onnx", manifest["files"]["model.onnx"]
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    done = toolkit("check", bundle, "--rebuild")
+    assert (done.exit_code, "are of model.onnx, its graph is other.onnx" in done.stderr) == (2, True)
 
 
 def test_rebuild_where_nothing_was_compiled(bundles: dict[str, Path], tmp_path: Path) -> None:

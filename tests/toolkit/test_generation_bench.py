@@ -15,8 +15,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from toolkit.bench_decoder import DecoderSettings, _weight_bytes, bench_decoder
 from toolkit.bench_worker import read_bandwidth
+from toolkit.bundle.manifest import FileEntry
 from toolkit.bundle.read import open_bundle
 from toolkit.cli import main
+from toolkit.compiled import BuiltEngine
 from toolkit.errors import UnsupportedError, UsageError
 from toolkit.generation.generate import Generation, generate
 from toolkit.generation.torch_decoder import TorchDecoder
@@ -184,3 +186,13 @@ def test_configuration_beside_the_graph_is_not_read_for_a_token(root):
     files = {**bundle.manifest.files, "genai_config.json": entry.model_copy(update={"bytes": 7})}
     manifest = bundle.manifest.model_copy(update={"engine": engine, "files": files})
     assert _weight_bytes(replace(bundle, manifest=manifest)) == entry.bytes
+
+
+def test_of_several_engines_one_is_read_for_a_token(root):
+    bundle = open_bundle(root / "model")
+    engines = [BuiltEngine(name, f"engine-{name}.plan", size, 1.0, 0) for name, size in (("sm86", 90), ("sm89", 100))]
+    details = {"engines": {one.architecture: one.as_json() for one in engines}}
+    files = {one.file: FileEntry(sha256="0" * 64, bytes=one.bytes) for one in engines}
+    engine = bundle.manifest.engine.model_copy(update={"files": tuple(files), "details": details})
+    manifest = bundle.manifest.model_copy(update={"engine": engine, "files": {**bundle.manifest.files, **files}})
+    assert _weight_bytes(replace(bundle, manifest=manifest)) == 100

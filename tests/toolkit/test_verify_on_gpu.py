@@ -13,6 +13,7 @@ from types import ModuleType
 import pytest
 from tiny_bundles import image_bundle
 
+from runtimes._onnxruntime import gpu
 from runtimes._tensorrt.devices import devices
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -108,6 +109,8 @@ def test_only_what_is_asked_for_and_what_it_needs(scripts: dict[str, ModuleType]
     passed = [outcome.name for outcome in checklist.outcomes if outcome.verdict == "passed"]
     assert passed == ["install", "export vit", "bench vit"]
     assert checklist.exit_code == 0
+    # The second environment's.
+    assert checklist.run(steps.Step("install of onnxruntime-gpu", nothing)).verdict == "passed"
 
 
 def test_a_checklist_of_which_nothing_ran_has_not_passed(scripts: dict[str, ModuleType], tmp_path: Path) -> None:
@@ -168,3 +171,12 @@ def test_what_doctor_and_the_list_say_decides_what_is_exported(scripts: dict[str
     assert all(target.startswith("ort-cpu") for target in targets)
     assert checklist.outcomes[0].reason == "doctor does not know it"
     assert "environment gpu-ort" in checklist_of._places(frozenset({"cuda"}))[1]._installing()
+
+
+def test_onnxruntimes_environment_has_the_libraries_that_its_providers_ask_for(scripts: dict[str, ModuleType]) -> None:
+    first, second = scripts["gpu_checklist"]._places(frozenset({"cuda", "tensorrt"}))
+    assert "tensorrt]" in first._installing()
+    assert "tensorrt]" not in second._installing()
+    for command in (gpu._INSTALL, gpu._INSTALL_TENSORRT):
+        asked = command.partition("install '")[2].partition("'")[0]
+        assert f"'{asked}'" in second._installing()

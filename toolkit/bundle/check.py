@@ -34,8 +34,8 @@ def check(bundle: Bundle, session: Callable[[], Session]) -> DriftReport:
 def rebuild(bundle: Bundle, options: TargetOptions) -> Rebuild:
     """Hashes first, then each engine built again from the bundle's own graph and compared.
 
-    Raises UsageError when any file of the bundle is not what was written, UnsupportedError where nothing was compiled
-    or it cannot be compiled again here.
+    Raises UsageError when any file of the bundle is not what was written or the engines are of another graph than
+    the bundle's, UnsupportedError where nothing was compiled or it cannot be compiled again here.
     """
     require_unchanged(bundle)
     name = bundle.manifest.target.runtime
@@ -45,7 +45,14 @@ def rebuild(bundle: Bundle, options: TargetOptions) -> Rebuild:
             f"nothing was compiled for {bundle.folder}: {name} runs the graph itself",
             hint="toolkit check without --rebuild verifies its files and measures its drift.",
         )
-    return runtime.rebuild(bundle.folder, options)
+    rebuilt = runtime.rebuild(bundle.folder, options)
+    # Drift is measured on the manifest's graph: an engine of another one would be an engine of another model.
+    if rebuilt.graph != bundle.manifest.graph:
+        raise UsageError(
+            f"the engines of {bundle.folder} are of {rebuilt.graph}, its graph is {bundle.manifest.graph}",
+            hint="Do not use this bundle; it may be forged.",
+        )
+    return rebuilt
 
 
 def raise_if_different(rebuilt: Rebuild) -> None:

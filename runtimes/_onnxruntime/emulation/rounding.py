@@ -32,7 +32,11 @@ _TYPED = frozenset({"Cast", "Constant", "ConstantOfShape"})
 
 
 def emulate_rounding(model: ir.Model, dtype: ir.DataType) -> None:
-    """Rewrite what is of `dtype`, a float of 16 bits, in place; inputs and outputs of the graph keep their types."""
+    """Rewrite what is of `dtype`, a float of 16 bits, in place.
+
+    Inputs and outputs of the graph keep their types, but those of bfloat16, which ONNX Runtime's Python binding neither
+    takes nor gives: they become float32, rounded to bfloat16 as they come in and before they leave.
+    """
     graph = model.graph
     nodes = list(ir.traversal.RecursiveGraphIterator(graph))
     outputs = [value for value in graph.outputs if value.dtype == dtype]
@@ -44,9 +48,13 @@ def emulate_rounding(model: ir.Model, dtype: ir.DataType) -> None:
     for value in [*graph.initializers.values(), *graph.inputs]:
         if value.dtype == dtype:
             readers = list(value.uses())
-            _redirect(readers, _cast(first, value, _FULL, before=True))
+            narrow = _taken_wide(first, value) if _is_foreign(value) and value.is_graph_input() else value
+            _redirect(readers, _cast(first, narrow, _FULL, before=True))
     for value in outputs:
         _narrow(graph, value, dtype)
+    for value in list(graph.outputs):
+        if _is_foreign(value):
+            _replace_output(graph, value, _FULL)
 
 
 def _round(node: ir.Node, value: ir.Value, dtype: ir.DataType) -> None:
@@ -64,14 +72,30 @@ def _round(node: ir.Node, value: ir.Value, dtype: ir.DataType) -> None:
 
 def _narrow(graph: ir.Graph, value: ir.Value, dtype: ir.DataType) -> None:
     """A graph output is of `dtype` again, under its own name."""
+    if value.dtype != dtype:
+        _replace_output(graph, value, dtype)
+
+
+def _replace_output(graph: ir.Graph, value: ir.Value, dtype: ir.DataType) -> None:
+    """The graph answers the value in `dtype`, under the same name."""
     producer = value.producer()
-    if producer is None or value.dtype == dtype:
+    if producer is None:
         return
     index, name = list(graph.outputs).index(value), value.name
-    value.name = f"{name}.wide"
-    narrow = _cast(producer, value, dtype)
-    narrow.name = name
-    graph.outputs[index] = narrow
+    value.name = f"{name}.{dtype.name}.source"
+    made = _cast(producer, value, dtype)
+    made.name = name
+    graph.outputs[index] = made
+
+
+def _is_foreign(value: ir.Value) -> bool:
+    return bool(value.dtype == ir.DataType.BFLOAT16)
+
+
+def _taken_wide(first: ir.Node, value: ir.Value) -> ir.Value:
+    """The numbers of an input in its own dtype, while it is fed in float32."""
+    dtype, value.dtype = value.dtype, _FULL
+    return _cast(first, value, dtype or _FULL, before=True)
 
 
 def _redirect(readers: list[ir.Usage], value: ir.Value) -> None:

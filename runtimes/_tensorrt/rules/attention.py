@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from exporters.fused_attention import FusedAttention, attention_nodes, read, remove_function
-from runtimes._tensorrt.nodes import Writer, origin, same_dim, static_dim
+from runtimes._tensorrt.nodes import Writer, origin, same_dim, static_dim, take_over
 from runtimes._tensorrt.rules.masks import Mask, Masks
 from runtimes._tensorrt.rules.static_cache import StaticCache
 from toolkit.errors import UnsupportedError
@@ -75,7 +75,7 @@ class _Rule:
             zero = self.writer.constant(np.asarray(0.0), attention.query.dtype)
             result = self.writer.node(node, "Where", [mask.attended, result, zero], attention.query.dtype)
         self._note(attention, refusal, mask)
-        _take_over(node, result)
+        take_over(node, result)
 
     def _joined(self, node: ir.Node, attention: FusedAttention) -> FusedAttention:
         """The attention over past and new keys; `past_key` stays known, for where the queries stand."""
@@ -206,12 +206,3 @@ def _per_query_head(writer: Writer, node: ir.Node, attention: FusedAttention, te
     apart = writer.node(node, "Unsqueeze", [tensor, ints(2)])
     repeated = writer.node(node, "Expand", [apart, ints(1, 1, queries // heads, 1, 1)])
     return writer.node(node, "Reshape", [repeated, ints(0, queries, -1, size)])
-
-
-def _take_over(node: ir.Node, result: ir.Value) -> None:
-    """Let `result` have the node's output name, shape, readers and place among the graph's outputs."""
-    made = result.producer()
-    if made is None or node.graph is None:
-        raise ValueError(f"node {node.name} is in no graph")
-    result.shape, result.name = node.outputs[0].shape, node.outputs[0].name
-    ir.convenience.replace_nodes_and_values(node.graph, made, [node], [], [node.outputs[0]], [result])

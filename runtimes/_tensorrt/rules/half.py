@@ -18,8 +18,9 @@ __all__ = ["half_elsewhere"]
 
 _PRODUCTS = frozenset({"MatMul", "Gemm", "Conv"})
 _SCALE_ERROR = 2.0**-9
-_NEGLIGIBLE = 2.0**-14
 """Most relative error of a scale in fp16; normal numbers give 2^-11, scales below 1.5e-5 more."""
+_NEGLIGIBLE = 2.0**-14
+"""What a scale of many may lose as part of the largest."""
 
 
 def half_elsewhere(model: ir.Model, samples: Samples | None = None) -> list[Step]:

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from exporters.fused_attention import FusedAttention, attention_nodes, read
-from runtimes._tensorrt.nodes import Writer
+from runtimes._tensorrt.nodes import Writer, take_over
 from runtimes._tensorrt.rules.masks import Masks
 from toolkit.types import Step
 
@@ -61,12 +61,7 @@ def _replace(writer: Writer, masks: Masks, node: ir.Node) -> None:
     result = op("MatMul", op("DequantizeLinear", shares, scale, zero), attention.value)
     if mask.attended is not None:
         result = op("Where", mask.attended, result, writer.constant(np.asarray(0.0), _HALF))
-    result.shape = node.outputs[0].shape
-    made = result.producer()
-    if made is None or node.graph is None:
-        raise ValueError(f"node {node.name} is in no graph")
-    result.name = node.outputs[0].name
-    ir.convenience.replace_nodes_and_values(node.graph, made, [node], [], [node.outputs[0]], [result])
+    take_over(node, result)
 
 
 def _factors(writer: Writer, node: ir.Node, attention: FusedAttention) -> tuple[ir.Value, ir.Value]:
