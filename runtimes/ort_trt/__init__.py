@@ -13,7 +13,7 @@ from runtimes._onnxruntime.gpu import CUDA, TENSORRT
 from runtimes._onnxruntime.gpu_engine import OPTIONS_ENTRY, build_on_gpu, readiness_of, recorded, refuse_without
 from runtimes._onnxruntime.provider_options import named, shared_out
 from runtimes._onnxruntime.session import OrtSession
-from runtimes.ort_trt.options import TensorrtOptions, for_graph, with_cache
+from runtimes.ort_trt.options import TensorrtOptions, for_graph, with_cache, without_paths
 from runtimes.ort_trt.precision import flags_of, refuse_mixed
 from toolkit.errors import UnsupportedError
 from toolkit.hashing import graph_sha256
@@ -78,7 +78,7 @@ class OrtTrt:
         asked, cuda = self._given(options)
         given = for_graph(asked, graph.spec)
         details = {
-            OPTIONS_ENTRY: {TENSORRT: given.as_strings(), CUDA: cuda.as_strings()},
+            OPTIONS_ENTRY: {TENSORRT: without_paths(given).as_strings(), CUDA: cuda.as_strings()},
             _SCHEME: graph.scheme,
         }
         return build_on_gpu(graph, TENSORRT, details, lambda: _open(graph.path, given, cuda, graph.scheme))
@@ -93,7 +93,7 @@ class OrtTrt:
         scheme = engine.get("details", {}).get(_SCHEME, "")
         flags_of(scheme)
         refuse_without(TENSORRT, "ort-trt")
-        return _open(graph_file(folder, engine), options, cuda, scheme)
+        return _open(graph_file(folder, engine), without_paths(options), cuda, scheme)
 
     def decoder(self, folder: Path, engine: Mapping[str, Any], spec: DecoderSpec, *, limit: int, rows: int) -> Never:
         """Raises UnsupportedError: a session has one profile, and a cache wants one for each way of use."""

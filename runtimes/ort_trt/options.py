@@ -13,7 +13,7 @@ from runtimes._onnxruntime.provider_options import ProviderOptions, within
 from runtimes._tensorrt.profiles import profiles_of
 from toolkit.types import ModelSpec
 
-__all__ = ["TensorrtOptions", "for_graph", "with_cache"]
+__all__ = ["TensorrtOptions", "for_graph", "with_cache", "without_paths"]
 
 _BY_TARGET = "The target says which precisions the builder may use, as ort-trt-fp16."
 _DEPRECATED = "It is deprecated since TensorRT 8.6: set trt_builder_optimization_level to 2."
@@ -79,6 +79,11 @@ def for_graph(options: TensorrtOptions, spec: ModelSpec) -> TensorrtOptions:
         trt_profile_opt_shapes=written(1),
         trt_profile_max_shapes=written(2),
     )
+
+
+def without_paths(options: TensorrtOptions) -> TensorrtOptions:
+    """The options less where caches lie: that is a machine's own business, never what a bundle says."""
+    return replace(options, trt_engine_cache_path=None, trt_timing_cache_path=None)
 
 
 def with_cache(options: TensorrtOptions, sha256: str) -> TensorrtOptions:

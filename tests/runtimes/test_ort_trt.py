@@ -16,7 +16,7 @@ from runtimes._onnxruntime import gpu
 from runtimes._tensorrt.lowering import lower_model
 from runtimes._tensorrt.preflight import objections
 from runtimes.ort_trt import KINDS, RUNTIME, SCHEMES, CudaOptions, OrtTrt, TensorrtOptions
-from runtimes.ort_trt.options import for_graph, with_cache
+from runtimes.ort_trt.options import for_graph, with_cache, without_paths
 from runtimes.ort_trt.precision import flags_of
 from toolkit import plugins
 from toolkit.errors import UnsupportedError, UsageError
@@ -144,6 +144,16 @@ def test_each_graph_has_a_cache_of_its_own_where_none_is_given(monkeypatch, tmp_
     assert one.trt_engine_cache_path != other.trt_engine_cache_path
     given = with_cache(TensorrtOptions(trt_engine_cache_path="/mine", trt_timing_cache_enable=False), "a" * 64)
     assert (given.trt_engine_cache_path, given.trt_timing_cache_path) == ("/mine", None)
+
+
+def test_where_caches_lie_is_no_business_of_a_bundle(tmp_path):
+    """A stranger's manifest must not choose where engines are read from and written to."""
+    elsewhere = TargetOptions(provider={"trt_engine_cache_path": "/elsewhere", "trt_builder_optimization_level": "4"})
+    engine = RUNTIME.build(lower(quantized(tmp_path, "fp32"), tmp_path), elsewhere)
+    recorded = engine.details["provider_options"]["TensorrtExecutionProvider"]
+    assert recorded["trt_builder_optimization_level"] == "4"
+    assert not [name for name in recorded if name.endswith("_path")]
+    assert without_paths(TensorrtOptions(trt_timing_cache_path="/elsewhere")).trt_timing_cache_path is None
 
 
 @pytest.mark.parametrize(
