@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from ml_dtypes import bfloat16
 from numpy.typing import NDArray
 from onnx import defs
 
@@ -92,7 +93,7 @@ def decide(
 
     `proven` bounds values that were not measured, infinite where nothing is known. `hidden` holds the largest
     magnitude inside fused nodes: an attention whose scores came near 65504 stays in fp32.
-    bfloat16 has the range of float32 and needs none of them.
+    bfloat16 has the range of float32 and needs none of them, but for constants within a rounding of its end.
     """
     opset = model.opset_imports.get("", 0)
     policy = _Policy(ranges, opset, dtype, proven or {}, hidden or {})
@@ -135,8 +136,10 @@ class _Policy:
             return self._normalisation(node)
         if node.op_type in _ELEMENTWISE and any(value in self._statistics for value in node.inputs):
             return Decision(False, "normalisation")
-        if node.op_type in _OWN_TYPE or self._dtype != HALF:
+        if node.op_type in _OWN_TYPE:
             return None
+        if self._dtype != HALF:
+            return self._constant_lost(node, inputs)
         return self._overflow(node) or self._scores_overflow(node) or self._constant_lost(node, inputs)
 
     def _normalisation(self, node: ir.Node) -> Decision:
@@ -191,7 +194,7 @@ class _Policy:
             if value is None or tensor is None or (is_attention(node) and index == ATTENTION_MASK):
                 continue
             if value not in self._cast_errors:
-                self._cast_errors[value] = map_tensor(tensor, _cast_error)
+                self._cast_errors[value] = map_tensor(tensor, _cast_error if self._dtype == HALF else _beyond_bf16)
             if self._cast_errors[value]:
                 return Decision(False, f"constant: {value.name} {self._cast_errors[value]}")
         return None
@@ -219,6 +222,16 @@ def _source(value: ir.Value) -> ir.Value:
         value = producer.inputs[0]
         producer = value.producer()
     return value
+
+
+def _beyond_bf16(weight: NDArray[Any]) -> str:
+    """What bfloat16 would do to the constant: fp32's lowest number, which models write into masks, becomes -inf there.
+
+    A zero times that is NaN, and so is a softmax of nothing else.
+    """
+    with np.errstate(over="ignore"):
+        rounded = weight.astype(bfloat16)
+    return "is beyond 3.39e38" if (np.isfinite(weight) & ~np.isfinite(rounded)).any() else ""
 
 
 def _cast_error(weight: NDArray[Any]) -> str:

@@ -9,6 +9,7 @@ import pytest
 from quantize_graphs import TOKENS, WIDTH, by_type, float_mask_model, images, run, save_exported, sqnr, vision_model
 
 from quantize import quantize
+from quantize.schemes.bf16 import SCHEME
 from runtimes import portable_session
 
 SHORT, FULL = ir.DataType.BFLOAT16, ir.DataType.FLOAT
@@ -71,3 +72,18 @@ def test_a_float_mask_keeps_its_meaning(tmp_path) -> None:
     for name, array in expected.items():
         assert np.isfinite(got[name]).all()
         assert sqnr(array, got[name]) > 30
+
+
+def test_a_mask_of_the_lowest_number_stays_finite(tmp_path) -> None:
+    """bfloat16 would round float32's lowest number to -inf: a row with nothing to attend to would be NaN."""
+    model = ir.from_onnx_text("""<ir_version: 11, opset_import: ["": 23]>
+    g (bool[2, 4] mask, float[2, 4] x) => (float[2, 4] y) <float low = {-3.4028235e38}, float zero = {0}> {
+      bias = Where (mask, zero, low)
+      y = Softmax (bias)
+    }""")
+    model.graph[0].outputs[0].dtype = FULL
+    made = SCHEME.apply(model, None, None, {})  # type: ignore[arg-type]
+    assert "Where of Where: low is beyond 3.39e38" in [step.reason for step in made]
+    ir.save(model, tmp_path / "m.onnx")
+    feed = {"mask": np.zeros((2, 4), bool), "x": np.zeros((2, 4), np.float32)}
+    np.testing.assert_array_equal(portable_session(tmp_path / "m.onnx").run(feed)["y"], np.full((2, 4), 0.25))
