@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +81,7 @@ def test_as_the_eager_model_in_prefill_chunks_and_single_tokens(name: str, tiny:
     assert max(differences(answers(graph.path, made.golden), made.expected, made.golden)) <= 1e-4
 
 
-@pytest.mark.parametrize("scheme", ["fp16", "int4"])
-@pytest.mark.parametrize("name", ["mistral", "gemma2"])
+@pytest.mark.parametrize(("name", "scheme"), [*product(["mistral", "gemma2"], ["fp16", "int4"]), ("bloom", "bf16")])
 def test_as_the_cache_that_grows_in_half_precision(name: str, scheme: str, tiny: MakeTiny, tmp_path: Path) -> None:
     made = tiny(name)
     static, concat = (
