@@ -118,6 +118,7 @@ class _Policy:
         self._opset, self._dtype = opset, dtype
         self._statistics: set[ir.Value] = set()
         self._cast_errors: dict[ir.Value, str] = {}
+        self._beyond: dict[ir.Value, Decision] = {}
         self.decisions: dict[ir.Node, Decision] = {}
 
     def decide(self, node: ir.Node) -> Decision:
@@ -139,7 +140,7 @@ class _Policy:
         if node.op_type in _OWN_TYPE:
             return None
         if self._dtype != HALF:
-            return self._constant_lost(node, inputs)
+            return self._near_the_end(node, inputs)
         return self._overflow(node) or self._scores_overflow(node) or self._constant_lost(node, inputs)
 
     def _normalisation(self, node: ir.Node) -> Decision:
@@ -186,6 +187,16 @@ class _Policy:
         if reached <= _LIMIT:
             return None
         return Decision(False, f"scores: |q·kᵀ·scale| reached {reached:.4g}", reached)
+
+    def _near_the_end(self, node: ir.Node, inputs: list[int]) -> Decision | None:
+        """A constant that bfloat16 cannot hold, or what comes of one on its way to a softmax, as a mask on scores."""
+        mask = ATTENTION_MASK if is_attention(node) else None
+        read = [node.inputs[index] for index in inputs if index != mask]
+        found = (self._beyond[value] for value in read if value in self._beyond)
+        kept = self._constant_lost(node, inputs) or next(found, None)
+        if kept is not None and node.op_type in _VIEWS | _ELEMENTWISE | {"Where"}:
+            self._beyond.update(dict.fromkeys(node.outputs, kept))
+        return kept
 
     def _constant_lost(self, node: ir.Node, inputs: list[int]) -> Decision | None:
         for index in inputs:
