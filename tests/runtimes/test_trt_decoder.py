@@ -41,11 +41,15 @@ def answers(path: Path, golden: list[Tensors]) -> list[NDArray[Any]]:
         session.close()
 
 
-@pytest.fixture(scope="module")
-def exported(tiny: MakeTiny) -> Exported:
+def exported_from(tiny: MakeTiny) -> Exported:
     made = tiny("mistral")
     whole = [batch for batch in made.golden if batch["attention_mask"].all()]
     return Exported(made.spec, made.graph, whole, answers(made.graph.path, whole))
+
+
+@pytest.fixture(scope="module")
+def exported(tiny: MakeTiny) -> Exported:
+    return exported_from(tiny)
 
 
 def lowered(exported: Exported, scheme: str, folder: Path, options: TargetOptions = DEFAULT_OPTIONS) -> LoweredGraph:
