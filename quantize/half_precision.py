@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from ml_dtypes import bfloat16
 from numpy.typing import NDArray
 from onnx import defs
 
@@ -92,7 +93,7 @@ def decide(
 
     `proven` bounds values that were not measured, infinite where nothing is known. `hidden` holds the largest
     magnitude inside fused nodes: an attention whose scores came near 65504 stays in fp32.
-    bfloat16 has the range of float32 and needs none of them.
+    bfloat16 has the range of float32 and needs none of them, but for constants within a rounding of its end.
     """
     opset = model.opset_imports.get("", 0)
     policy = _Policy(ranges, opset, dtype, proven or {}, hidden or {})
@@ -117,6 +118,7 @@ class _Policy:
         self._opset, self._dtype = opset, dtype
         self._statistics: set[ir.Value] = set()
         self._cast_errors: dict[ir.Value, str] = {}
+        self._beyond: dict[ir.Value, Decision] = {}
         self.decisions: dict[ir.Node, Decision] = {}
 
     def decide(self, node: ir.Node) -> Decision:
@@ -135,8 +137,10 @@ class _Policy:
             return self._normalisation(node)
         if node.op_type in _ELEMENTWISE and any(value in self._statistics for value in node.inputs):
             return Decision(False, "normalisation")
-        if node.op_type in _OWN_TYPE or self._dtype != HALF:
+        if node.op_type in _OWN_TYPE:
             return None
+        if self._dtype != HALF:
+            return self._near_the_end(node, inputs)
         return self._overflow(node) or self._scores_overflow(node) or self._constant_lost(node, inputs)
 
     def _normalisation(self, node: ir.Node) -> Decision:
@@ -184,6 +188,16 @@ class _Policy:
             return None
         return Decision(False, f"scores: |q·kᵀ·scale| reached {reached:.4g}", reached)
 
+    def _near_the_end(self, node: ir.Node, inputs: list[int]) -> Decision | None:
+        """A constant that bfloat16 cannot hold, or what comes of one on its way to a softmax, as a mask on scores."""
+        mask = ATTENTION_MASK if is_attention(node) else None
+        read = [node.inputs[index] for index in inputs if index != mask]
+        found = (self._beyond[value] for value in read if value in self._beyond)
+        kept = self._constant_lost(node, inputs) or next(found, None)
+        if kept is not None and node.op_type in _VIEWS | _ELEMENTWISE | {"Where"}:
+            self._beyond.update(dict.fromkeys(node.outputs, kept))
+        return kept
+
     def _constant_lost(self, node: ir.Node, inputs: list[int]) -> Decision | None:
         for index in inputs:
             value = node.inputs[index]
@@ -191,7 +205,7 @@ class _Policy:
             if value is None or tensor is None or (is_attention(node) and index == ATTENTION_MASK):
                 continue
             if value not in self._cast_errors:
-                self._cast_errors[value] = map_tensor(tensor, _cast_error)
+                self._cast_errors[value] = map_tensor(tensor, _cast_error if self._dtype == HALF else _beyond_bf16)
             if self._cast_errors[value]:
                 return Decision(False, f"constant: {value.name} {self._cast_errors[value]}")
         return None
@@ -219,6 +233,16 @@ def _source(value: ir.Value) -> ir.Value:
         value = producer.inputs[0]
         producer = value.producer()
     return value
+
+
+def _beyond_bf16(weight: NDArray[Any]) -> str:
+    """What bfloat16 would do to the constant: fp32's lowest number, which models write into masks, becomes -inf there.
+
+    A zero times that is NaN, and so is a softmax of nothing else.
+    """
+    with np.errstate(over="ignore"):
+        rounded = weight.astype(bfloat16)
+    return "is beyond 3.39e38" if (np.isfinite(weight) & ~np.isfinite(rounded)).any() else ""
 
 
 def _cast_error(weight: NDArray[Any]) -> str:

@@ -9,6 +9,7 @@ import pytest
 from quantize_graphs import TOKENS, WIDTH, by_type, float_mask_model, images, run, save_exported, sqnr, vision_model
 
 from quantize import quantize
+from quantize.schemes.bf16 import SCHEME
 from runtimes import portable_session
 
 SHORT, FULL = ir.DataType.BFLOAT16, ir.DataType.FLOAT
@@ -71,3 +72,23 @@ def test_a_float_mask_keeps_its_meaning(tmp_path) -> None:
     for name, array in expected.items():
         assert np.isfinite(got[name]).all()
         assert sqnr(array, got[name]) > 30
+
+
+def test_a_mask_of_the_lowest_number_stays_finite(tmp_path) -> None:
+    """bfloat16 would round float32's lowest number to -inf: a row with nothing to attend to would be NaN."""
+    model = ir.from_onnx_text("""<ir_version: 11, opset_import: ["": 23]>
+    g (bool[2, 1, 4] mask, float[2, 4, 4] x) => (float[2, 4, 4] y) <float low = {-3.4028235e38}, float zero = {0}> {
+      bias = Where (mask, zero, low)
+      scores = MatMul (x, x)
+      sum = Add (scores, bias)
+      shares = Softmax (sum)
+      y = MatMul (shares, x)
+    }""")
+    made = SCHEME.apply(model, None, None, {})  # type: ignore[arg-type]
+    (kept,) = [step for step in made if step.what == "kept in fp32: constant"]
+    assert (kept.count, kept.reason.count("low is beyond 3.39e38")) == (2, 2)
+    assert [dtypes(node) for node in by_type(model, "MatMul")] == [{SHORT}, {SHORT}]
+    ir.save(model, tmp_path / "m.onnx")
+    x = np.arange(32, dtype=np.float32).reshape(2, 4, 4) / 8
+    got = portable_session(tmp_path / "m.onnx").run({"mask": np.zeros((2, 1, 4), bool), "x": x})["y"]
+    np.testing.assert_array_equal(got, x.mean(axis=1, keepdims=True).repeat(4, axis=1))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,45 +11,29 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
+from tiny_decoders import MakeTiny
 
-from exporters.reference import TorchSession
-from exporters.torch_export import export
-from model_zoo import resolve
-from model_zoo._decoder import without_past
 from quantize import quantize
 from runtimes import portable_session
 from runtimes._tensorrt.lowering import lower_graph
 from runtimes._tensorrt.profiles import profiles_of
 from runtimes._tensorrt.runtime import TensorRT
-from toolkit import plugins
-from toolkit.continuation import with_continuations
-from toolkit.types import DEFAULT_OPTIONS, Calibration, ExportedGraph, LoweredGraph, ModelSpec, TargetOptions
+from toolkit.types import DEFAULT_OPTIONS, Calibration, ExportedGraph, LoweredGraph, ModelSpec, TargetOptions, Tensors
 
-WINDOW = 6
-CONFIG = {
-    "model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": WINDOW, "vocab_size": 96,
-    "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 64,
-}  # fmt: skip
 rtx = pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed")
 
 
+@dataclass(frozen=True)
 class Exported:
     """A tiny Mistral, its golden inputs, and its canonical graph's own answers."""
 
-    def __init__(self, folder: Path) -> None:
-        (folder / "model").mkdir()
-        (folder / "model" / "config.json").write_text(json.dumps(CONFIG))
-        self.spec: ModelSpec = resolve(str(folder / "model"), weights="random")
-        module = plugins.family(self.spec.family).load(self.spec)
-        ids = np.random.default_rng(0).integers(3, 96, (2, 3 * WINDOW))
-        prefills = [without_past(self.spec, rows, np.ones_like(rows)) for rows in (ids, ids[:1])]
-        self.golden: list[dict[str, NDArray[Any]]] = list(with_continuations(TorchSession(module), prefills))
-        self.graph: ExportedGraph = export(module, self.spec, self.golden[2], folder / "export")
-        self.expected = answers(self.graph.path, self.golden)
+    spec: ModelSpec
+    graph: ExportedGraph
+    golden: list[Tensors]
+    expected: list[NDArray[Any]]
 
 
-def answers(path: Path, golden: list[dict[str, NDArray[Any]]]) -> list[NDArray[Any]]:
+def answers(path: Path, golden: list[Tensors]) -> list[NDArray[Any]]:
     session = portable_session(path)
     try:
         return [session.run(batch)["logits"] for batch in golden]
@@ -57,9 +41,15 @@ def answers(path: Path, golden: list[dict[str, NDArray[Any]]]) -> list[NDArray[A
         session.close()
 
 
+def exported_from(tiny: MakeTiny) -> Exported:
+    made = tiny("mistral")
+    whole = [batch for batch in made.golden if batch["attention_mask"].all()]
+    return Exported(made.spec, made.graph, whole, answers(made.graph.path, whole))
+
+
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    return Exported(tmp_path_factory.mktemp("mistral"))
+def exported(tiny: MakeTiny) -> Exported:
+    return exported_from(tiny)
 
 
 def lowered(exported: Exported, scheme: str, folder: Path, options: TargetOptions = DEFAULT_OPTIONS) -> LoweredGraph:

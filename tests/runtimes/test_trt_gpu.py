@@ -14,7 +14,8 @@ import pytest
 from click.testing import CliRunner
 from numpy.typing import NDArray
 from test_trt_api import HAS_CUDA
-from test_trt_decoder import Exported, lowered
+from test_trt_decoder import Exported, exported_from, lowered
+from tiny_decoders import MakeTiny
 from trt_graphs import FEEDS, SPEC, Block, quantized
 
 from quantize import quantize
@@ -80,8 +81,8 @@ def int8(tmp_path_factory: pytest.TempPathFactory) -> Engine:
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    return Exported(tmp_path_factory.mktemp("mistral"))
+def exported(tiny: MakeTiny) -> Exported:
+    return exported_from(tiny)
 
 
 @pytest.fixture(scope="module", params=["concat", "static"])

@@ -124,3 +124,26 @@ def test_bounds_of_what_is_fed_are_unknown() -> None:
         '<ir_version: 10, opset_import: ["": 23]> g (float[2] x) => (float[2] y) { y = Exp(x) }'
     ).graph
     assert bounds_of(graph)["y"] == math.inf
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        "y = Gemm <alpha = 8.0, beta = 0.5, transB = 1> (t, weight, bias)",
+        "y = RotaryEmbedding <num_heads = 1> (t, turn, turn)",
+    ],
+)
+def test_bounds_count_a_gemms_factors_and_that_a_turn_enlarges(node: str, tmp_path: Path) -> None:
+    shape = "2, 4" if "Gemm" in node else "1, 2, 4"
+    model = ir.from_onnx_text(f"""<ir_version: 11, opset_import: ["": 23]>
+    g (float[{shape}] x) => (float[A, B{", C" if "Rotary" in node else ""}] y)
+      <float[3, 4] weight = {{1, -1, 1, 1, 0, 0, 0, 0, 1, 2, 0, 0}}, float[3] bias = {{9, 0, -9}},
+       float[1, 2, 2] turn = {{0.7, 0.7, 0.7, 0.7}}> {{
+      t = Tanh (x)
+      {node}
+    }}""")
+    ir.save(model, tmp_path / "m.onnx")
+    x = np.array([30, -30, 30, 30, -30, 30, 30, -30], np.float32).reshape([int(size) for size in shape.split(", ")])
+    reached = float(np.abs(portable_session(tmp_path / "m.onnx").run({"x": x})["y"]).max())
+    assert reached > 1.3
+    assert reached <= bounds_of(model.graph)["y"] <= 1.2 * reached

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Iterator
-from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +15,17 @@ import onnxruntime as ort
 import pytest
 from decoder_pair import Pair
 from numpy.typing import NDArray
+from tiny_decoders import LENGTH, WINDOW, MakeTiny, TinyDecoder
 
 from exporters.fused_attention import attach_function
-from exporters.reference import TorchSession
-from exporters.torch_export import export
-from model_zoo import resolve
 from model_zoo._decoder import without_past
 from quantize import quantize
 from runtimes import portable_decoder, portable_session
 from runtimes._tensorrt.lowering import lower_graph, lower_model
 from runtimes._tensorrt.preflight import objections
 from runtimes._tensorrt.runtime import TensorRT
-from toolkit import plugins
 from toolkit.bundle.write import engine_entry
 from toolkit.cache_names import is_past, is_present, present_of
-from toolkit.continuation import with_continuations
 from toolkit.errors import UnsupportedError, UsageError
 from toolkit.generation.session_decoder import SessionDecoder
 from toolkit.generation.static_cache import GrowingSession, growing, has_static_cache
@@ -40,54 +35,17 @@ from toolkit.types import (
     Engine,
     ExportedGraph,
     LoweredGraph,
-    ModelSpec,
     TargetOptions,
     Tensors,
     TensorSpec,
 )
 
-WINDOW, LENGTH = 6, 64
-TINY = {
-    "vocab_size": 96, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": LENGTH, "head_dim": 16,
-}  # fmt: skip
-MODELS: dict[str, dict[str, Any]] = {
-    "mistral": {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": WINDOW},
-    "gemma2": {"model_type": "gemma2", "architectures": ["Gemma2ForCausalLM"], "sliding_window": WINDOW},
-    "bloom": {"model_type": "bloom", "architectures": ["BloomForCausalLM"], "n_layer": 2, "n_head": 4},
-}
+MODELS = ("mistral", "gemma2", "bloom")
 STATIC = TargetOptions(cache="static")
 rtx = pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed")
 
 
-class Exported:
-    """A tiny model: prefills of one length and of several, chunks and single tokens behind a past, eager answers."""
-
-    def __init__(self, name: str, folder: Path, *, last_logits: bool = False) -> None:
-        (folder / "model").mkdir(parents=True)
-        (folder / "model" / "config.json").write_text(json.dumps(TINY | MODELS[name]))
-        self.spec: ModelSpec = resolve(str(folder / "model"), weights="random", last_logits=last_logits)
-        module = plugins.family(self.spec.family).load(self.spec)
-        self.eager = TorchSession(module)
-        ids = np.random.default_rng(0).integers(3, 96, (2, 3 * WINDOW))
-        ragged = (np.arange(3 * WINDOW) < np.array([[9], [3 * WINDOW]])).astype(np.int64)
-        prefills = [without_past(self.spec, rows, np.ones_like(rows)) for rows in (ids, ids[:1])]
-        prefills.append(without_past(self.spec, ids, ragged))
-        self.golden: list[Tensors] = list(with_continuations(self.eager, prefills))
-        self.graph: ExportedGraph = export(module, self.spec, self.golden[3], folder / "export")
-        self.expected = [self.eager.run(batch) for batch in self.golden]
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    @cache
-    def make(name: str, last_logits: bool = False) -> Exported:
-        return Exported(name, tmp_path_factory.mktemp(name) / "made", last_logits=last_logits)
-
-    return make
-
-
-def lowered(made: Exported, scheme: str, folder: Path, options: TargetOptions = STATIC) -> LoweredGraph:
+def lowered(made: TinyDecoder, scheme: str, folder: Path, options: TargetOptions = STATIC) -> LoweredGraph:
     calibration = Calibration(lambda: iter(made.golden), len(made.golden), "golden inputs")
     quantized = quantize(made.graph, scheme, calibration, folder / "quantized", packed={})
     return lower_graph(quantized, folder / options.cache, "trt", None, options)
@@ -117,34 +75,31 @@ def differences(
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_as_the_eager_model_in_prefill_chunks_and_single_tokens(name: str, exported: Any, tmp_path: Path) -> None:
-    made = exported(name)
+def test_as_the_eager_model_in_prefill_chunks_and_single_tokens(name: str, tiny: MakeTiny, tmp_path: Path) -> None:
+    made = tiny(name)
     graph = lowered(made, "fp32", tmp_path)
     assert max(differences(answers(graph.path, made.golden), made.expected, made.golden)) <= 1e-4
 
 
-@pytest.mark.parametrize(
-    ("name", "scheme"),
-    [("mistral", "fp16"), ("mistral", "int4"), ("mistral", "bf16"), ("gemma2", "fp16"), ("gemma2", "int4")],
-)
-def test_as_the_cache_that_grows_in_half_precision(name: str, scheme: str, exported: Any, tmp_path: Path) -> None:
-    made = exported(name)
+@pytest.mark.parametrize(("name", "scheme"), [*product(["mistral", "gemma2"], ["fp16", "int4"]), ("bloom", "bf16")])
+def test_as_the_cache_that_grows_in_half_precision(name: str, scheme: str, tiny: MakeTiny, tmp_path: Path) -> None:
+    made = tiny(name)
     static, concat = (
         answers(lowered(made, scheme, tmp_path, options).path, made.golden) for options in (STATIC, TargetOptions())
     )
     assert max(differences(static, concat, made.golden)) <= 1e-3
 
 
-def test_last_logits_find_the_last_token_of_each_row(exported: Any, tmp_path: Path) -> None:
-    made = exported("mistral", True)
+def test_last_logits_find_the_last_token_of_each_row(tiny: MakeTiny, tmp_path: Path) -> None:
+    made = tiny("bloom", True)
     graph = lowered(made, "fp32", tmp_path)
     got = answers(graph.path, made.golden)
     assert got[2]["logits"].shape == (2, 1, 96)
     assert max(differences(got, made.expected, made.golden)) <= 1e-4
 
 
-def test_the_form_is_what_tensorrt_demands(exported: Any, tmp_path: Path) -> None:
-    graph = lowered(exported("mistral"), "fp16", tmp_path)
+def test_the_form_is_what_tensorrt_demands(tiny: MakeTiny, tmp_path: Path) -> None:
+    graph = lowered(tiny("mistral"), "fp16", tmp_path)
     model = ir.load(graph.path)
     assert model.opset_imports[""] == 24
     assert not list(objections(model))
@@ -163,8 +118,8 @@ def test_the_form_is_what_tensorrt_demands(exported: Any, tmp_path: Path) -> Non
     assert not [node for node in model.graph if node.op_type == "Concat" and node.attributes.get_int("axis", 0) == 2]
 
 
-def test_the_preflight_names_a_buffer_that_is_not_the_callers_own(exported: Any, tmp_path: Path) -> None:
-    model = ir.load(lowered(exported("mistral"), "fp16", tmp_path).path)
+def test_the_preflight_names_a_buffer_that_is_not_the_callers_own(tiny: MakeTiny, tmp_path: Path) -> None:
+    model = ir.load(lowered(tiny("mistral"), "fp16", tmp_path).path)
     first, second, third, _ = (node for node in model.graph if node.op_type == "TensorScatter")
     cast = ir.node("Cast", [first.inputs[0]], {"to": ir.DataType.FLOAT16}, name="cast")
     model.graph.insert_before(first, cast)
@@ -178,8 +133,8 @@ def test_the_preflight_names_a_buffer_that_is_not_the_callers_own(exported: Any,
         assert found.count(problem) == 1, found
 
 
-def test_the_concat_form_keeps_its_opset_and_the_other_operators_are_the_same(exported: Any, tmp_path: Path) -> None:
-    made = exported("mistral")
+def test_the_concat_form_keeps_its_opset_and_the_other_operators_are_the_same(tiny: MakeTiny, tmp_path: Path) -> None:
+    made = tiny("mistral")
     static, concat = (ir.load(lowered(made, "fp32", tmp_path, options).path) for options in (STATIC, TargetOptions()))
     assert concat.opset_imports[""] == ir.load(made.graph.path).opset_imports[""] == 23
     written = {node.op_type for node in static.graph}
@@ -195,8 +150,8 @@ def test_the_concat_form_keeps_its_opset_and_the_other_operators_are_the_same(ex
     assert all(len(node.inputs) < 7 for node in static.graph if node.op_type == "Attention")
 
 
-def test_the_spec_and_the_manifest_say_what_to_bind(exported: Any, tmp_path: Path) -> None:
-    made = exported("mistral")
+def test_the_spec_and_the_manifest_say_what_to_bind(tiny: MakeTiny, tmp_path: Path) -> None:
+    made = tiny("mistral")
     graph = lowered(made, "fp16", tmp_path)
     assert has_static_cache(graph.spec.inputs)
     shapes = {item.name: (item.dtype, item.shape) for item in graph.spec.inputs}
@@ -209,9 +164,9 @@ def test_the_spec_and_the_manifest_say_what_to_bind(exported: Any, tmp_path: Pat
     assert not engine_entry(Engine(lowered(made, "fp32", tmp_path, TargetOptions()), "graph-only", "none")).inputs
 
 
-def test_the_length_left_open_changes_no_number(exported: Any, tmp_path: Path) -> None:
+def test_the_length_left_open_changes_no_number(tiny: MakeTiny, tmp_path: Path) -> None:
     """The very file, its buffers as long as it says, what no token has written full of other numbers."""
-    made = exported("mistral")
+    made = tiny("mistral")
     graph = lowered(made, "fp32", tmp_path)
     batch, expected = made.golden[-1], answers(graph.path, made.golden[-1:])[0]
     past, total = batch["past_key_values.0.key"].shape[2], batch["attention_mask"].shape[1]
@@ -243,10 +198,10 @@ class Fixed:
         self._session.close()
 
 
-def test_a_fixed_buffer_is_driven_as_one_that_grows(exported: Any, tmp_path: Path) -> None:
+def test_a_fixed_buffer_is_driven_as_one_that_grows(tiny: MakeTiny, tmp_path: Path) -> None:
     from runtimes._onnxruntime.session import OrtSession
 
-    made = exported("mistral")
+    made = tiny("mistral")
     graph = lowered(made, "fp16", tmp_path)
     session = growing(Fixed(OrtSession(graph.path, rounded=True), graph.spec.inputs))
     assert isinstance(session, GrowingSession)
@@ -266,9 +221,9 @@ def test_a_fixed_buffer_is_driven_as_one_that_grows(exported: Any, tmp_path: Pat
 
 
 @pytest.mark.parametrize("name", ["mistral", "bloom"])
-def test_rows_of_several_lengths_are_written_each_at_its_place(name: str, exported: Any, tmp_path: Path) -> None:
+def test_rows_of_several_lengths_are_written_each_at_its_place(name: str, tiny: MakeTiny, tmp_path: Path) -> None:
     """In place, rows left-aligned, behind a sliding window and with ALiBi; the reference aligns them on the right."""
-    made = exported(name)
+    made = tiny(name)
     graph = lowered(made, "fp32", tmp_path)
     assert made.spec.decoder is not None
     limit = 3 * WINDOW + 2
@@ -292,9 +247,9 @@ def test_rows_of_several_lengths_are_written_each_at_its_place(name: str, export
     decoder.close()
 
 
-def test_going_back_forgets_what_was_written(exported: Any, tmp_path: Path) -> None:
-    made = exported("mistral")
-    decoder = portable_decoder(lowered(made, "fp32", tmp_path).path, made.spec.decoder, limit=32, rows=1)
+def test_going_back_forgets_what_was_written(tiny: MakeTiny, tmp_path: Path) -> None:
+    made = tiny("mistral")
+    decoder = portable_decoder(lowered(made, "fp32", tmp_path).path, made.decoder, limit=32, rows=1)
     tokens, one = np.arange(3, 15)[None], np.array([1])
     decoder.start(1)
     decoder.forward(tokens, np.array([12]))
@@ -306,13 +261,13 @@ def test_going_back_forgets_what_was_written(exported: Any, tmp_path: Path) -> N
     decoder.close()
 
 
-@pytest.mark.parametrize(("name", "last"), [("mistral", False), ("mistral", True), ("bloom", False)])
+@pytest.mark.parametrize(("name", "last"), [("mistral", False), ("bloom", True), ("bloom", False)])
 def test_in_device_memory_the_logits_are_those_of_the_processor(
-    name: str, last: bool, exported: Any, tmp_path: Path
+    name: str, last: bool, tiny: MakeTiny, tmp_path: Path
 ) -> None:
     """To the bit, but where ONNX Runtime computes ahead what hangs on the buffers' length: ALiBi's distances do."""
-    made, atol = exported(name, last), 1e-6 if name == "bloom" else 0.0
-    pair = Pair(lowered(made, "fp32", tmp_path).path, made.spec.decoder, LENGTH)
+    made, atol = tiny(name, last), 1e-6 if name == "bloom" else 0.0
+    pair = Pair(lowered(made, "fp32", tmp_path).path, made.decoder, LENGTH)
     pair.start(3)
     for steps, lengths in ((40, [40, 9, 17]), (1, [1, 1, 1]), (12, [5, 12, 2]), (20, [4, 20, 1]), (1, [1, 1, 1])):
         pair.forward(steps, lengths, atol=atol)
@@ -326,8 +281,8 @@ def test_in_device_memory_the_logits_are_those_of_the_processor(
     assert pair.program.memory.held == {}
 
 
-def test_a_cache_that_others_read_is_refused(exported: Any, tmp_path: Path) -> None:
-    made = exported("mistral")
+def test_a_cache_that_others_read_is_refused(tiny: MakeTiny, tmp_path: Path) -> None:
+    made = tiny("mistral")
     model = ir.load(made.graph.path)
     past = next(value for value in model.graph.inputs if value.name == "past_key_values.1.key")
     size = ir.node("Shape", [past], name="size")
@@ -394,8 +349,8 @@ def test_what_no_token_has_written_is_hidden_without_causality_too(attributes: d
 @pytest.mark.heavy
 @pytest.mark.requires_rtx
 @pytest.mark.parametrize("scheme", ["fp16", "int4"])
-def test_the_builder_takes_it_and_fuses_attention_in_both_profiles(scheme: str, exported: Any, tmp_path: Path) -> None:
-    graph = lowered(exported("mistral"), scheme, tmp_path)
+def test_the_builder_takes_it_and_fuses_attention_in_both_profiles(scheme: str, tiny: MakeTiny, tmp_path: Path) -> None:
+    graph = lowered(tiny("mistral"), scheme, tmp_path)
     engine = TensorRT("trt-rtx", ("tensorrt_rtx",)).build(graph, TargetOptions(("sm89",), cache="static"))
     built = engine.details["engines"]["sm89"]
     assert built["attentions"] == 2

@@ -34,8 +34,8 @@ _TYPED = frozenset({"Cast", "Constant", "ConstantOfShape"})
 def emulate_rounding(model: ir.Model, dtype: ir.DataType) -> None:
     """Rewrite what is of `dtype`, a float of 16 bits, in place.
 
-    Inputs and outputs of the graph keep their types, but those of bfloat16, which ONNX Runtime's Python binding neither
-    takes nor gives: they become float32, rounded to bfloat16 as they come in and before they leave.
+    Inputs and outputs of the graph keep their names, and their types but for bfloat16, of which ONNX Runtime makes no
+    arrays in Python: those become float32, what is fed is rounded first, and what is answered is rounded already.
     """
     graph = model.graph
     nodes = list(ir.traversal.RecursiveGraphIterator(graph))
@@ -44,17 +44,20 @@ def emulate_rounding(model: ir.Model, dtype: ir.DataType) -> None:
         for value in node.outputs:
             if value.dtype == dtype:
                 _round(node, value, dtype)
-    first = graph[0]
+    first, without_arrays = graph[0], dtype == ir.DataType.BFLOAT16
     for value in [*graph.initializers.values(), *graph.inputs]:
         if value.dtype == dtype:
-            readers = list(value.uses())
-            narrow = _taken_wide(first, value) if _is_foreign(value) and value.is_graph_input() else value
-            _redirect(readers, _cast(first, narrow, _FULL, before=True))
+            readers, source = list(value.uses()), value
+            if without_arrays and value.is_graph_input():
+                value.dtype = _FULL
+                source = _cast(first, value, dtype, before=True)
+            _redirect(readers, _cast(first, source, _FULL, before=True))
     for value in outputs:
-        _narrow(graph, value, dtype)
-    for value in list(graph.outputs):
-        if _is_foreign(value):
-            _replace_output(graph, value, _FULL)
+        if value.dtype != dtype:
+            _publish(graph, value, dtype)
+    if without_arrays:
+        for value in [value for value in graph.outputs if value.dtype == dtype]:
+            _publish(graph, value, _FULL)
 
 
 def _round(node: ir.Node, value: ir.Value, dtype: ir.DataType) -> None:
@@ -70,32 +73,16 @@ def _round(node: ir.Node, value: ir.Value, dtype: ir.DataType) -> None:
             _redirect(readers, _cast(producer, rounded, _FULL))
 
 
-def _narrow(graph: ir.Graph, value: ir.Value, dtype: ir.DataType) -> None:
-    """A graph output is of `dtype` again, under its own name."""
-    if value.dtype != dtype:
-        _replace_output(graph, value, dtype)
-
-
-def _replace_output(graph: ir.Graph, value: ir.Value, dtype: ir.DataType) -> None:
-    """The graph answers the value in `dtype`, under the same name."""
+def _publish(graph: ir.Graph, value: ir.Value, dtype: ir.DataType) -> None:
+    """A graph output in `dtype`, under its own name."""
     producer = value.producer()
     if producer is None:
         return
-    index, name = list(graph.outputs).index(value), value.name
-    value.name = f"{name}.{dtype.name}.source"
-    made = _cast(producer, value, dtype)
-    made.name = name
-    graph.outputs[index] = made
-
-
-def _is_foreign(value: ir.Value) -> bool:
-    return bool(value.dtype == ir.DataType.BFLOAT16)
-
-
-def _taken_wide(first: ir.Node, value: ir.Value) -> ir.Value:
-    """The numbers of an input in its own dtype, while it is fed in float32."""
-    dtype, value.dtype = value.dtype, _FULL
-    return _cast(first, value, dtype or _FULL, before=True)
+    index, name, was = list(graph.outputs).index(value), value.name, value.dtype
+    value.name = f"{name}.{was.name if was is not None else 'before'}"
+    published = _cast(producer, value, dtype)
+    published.name = name
+    graph.outputs[index] = published
 
 
 def _redirect(readers: list[ir.Usage], value: ir.Value) -> None:

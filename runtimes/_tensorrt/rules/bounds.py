@@ -21,7 +21,7 @@ _LARGEST = {ir.DataType.FLOAT8E4M3FN: 448, ir.DataType.FLOAT4E2M1: 6}
 _SAME = frozenset(
     {
         "Reshape", "Transpose", "Unsqueeze", "Squeeze", "Flatten", "Identity", "Expand", "Slice", "Gather", "Split",
-        "Cast", "Gelu", "Relu", "RotaryEmbedding", "Abs", "Neg", "Dropout", "QuantizeLinear",
+        "Cast", "Gelu", "Relu", "Abs", "Neg", "Dropout", "QuantizeLinear",
     }
 )  # fmt: skip
 _UP_TO_ONE = frozenset({"Tanh", "Sigmoid", "Softmax", "Erf", "Sin", "Cos"})
@@ -106,15 +106,16 @@ class _Bounds:
         return rule(self, node) if rule else math.inf
 
     def product_of(self, node: ir.Node) -> float:
-        """bound(x) times the largest sum of magnitudes over a weight's inputs, and the bias."""
+        """bound(x) times the largest sum of magnitudes over a weight's inputs, and the bias, by a Gemm's factors."""
         weight = weight_of(node.inputs[1])
         if weight is None or weight.ndim < 2:
             return math.inf
         inputs = tuple(range(1, weight.ndim)) if node.op_type == "Conv" else (weight.ndim - 2,)
         if node.op_type == "Gemm" and node.attributes.get_int("transB", 0):
             inputs = (1,)
-        bias = self.of(node.inputs[2]) if len(node.inputs) > 2 else 0.0
-        return _times(self.of(node.inputs[0]), float(np.abs(weight).sum(axis=inputs).max())) + bias
+        alpha, beta = (abs(node.attributes.get_float(name, 1.0)) for name in ("alpha", "beta"))
+        bias = _times(beta, self.of(node.inputs[2])) if len(node.inputs) > 2 else 0.0
+        return _times(self.of(node.inputs[0]), alpha * float(np.abs(weight).sum(axis=inputs).max())) + bias
 
     def normalised(self, node: ir.Node) -> float:
         """A normalised vector of D numbers has none beyond sqrt(D)."""
@@ -123,6 +124,11 @@ class _Bounds:
             return math.inf
         shift = self.of(node.inputs[2]) if len(node.inputs) > 2 else 0.0
         return math.sqrt(gain.size) * float(np.abs(gain).max()) + shift
+
+    def rotated(self, node: ir.Node) -> float:
+        """x1 · cos - x2 · sin and x2 · cos + x1 · sin, which may pass x; the rest of x as it is."""
+        still = self.of(node.inputs[0])
+        return max(still, _times(still, self.of(node.inputs[1]) + self.of(node.inputs[2])))
 
     def dequantized(self, node: ir.Node) -> float:
         stored = node.inputs[0]
@@ -162,6 +168,7 @@ _RULES: Mapping[str, Callable[[_Bounds, ir.Node], float]] = {
     **dict.fromkeys(_PRODUCTS, _Bounds.product_of),
     **dict.fromkeys(_NORMALISATIONS, _Bounds.normalised),
     "DequantizeLinear": _Bounds.dequantized,
+    "RotaryEmbedding": _Bounds.rotated,
     "Mul": _Bounds.multiplied,
     "Div": _Bounds.divided,
     "Concat": _Bounds.largest,
