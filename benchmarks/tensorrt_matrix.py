@@ -39,8 +39,8 @@ MODELS = (
 )  # fmt: skip
 RANDOM = ("vit-base", "bert-base", "llama-random")
 """Models whose weights are random here: nothing needs to be fetched for them."""
-FETCHED = ("dinov2-small-focus", "all-minilm-l6-v2", "smollm2-135m-instruct")
-"""Models that scripts/fetch_models.py brings."""
+FETCHED = ("dinov2-small-focus", "all-minilm-l6-v2")
+"""Models that scripts/fetch_models.py brings as folders; the toolkit finds smollm2-135m-instruct by its name."""
 LLAMA = {
     "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 32000, "hidden_size": 512,
     "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 4,
