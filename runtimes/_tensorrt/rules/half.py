@@ -27,6 +27,7 @@ def half_elsewhere(model: ir.Model, samples: Samples | None = None) -> list[Step
     """Cast what is not int8 or int4 to fp16, where its range fits; other graphs are left as they are.
 
     A range fits where `samples` show it with headroom; where there are none, and for float4, where scales prove it.
+    What attention hides (its scores) is bounded by samples alone: without them it is taken to fit.
     Normalisations, what came near 65504, and products with a scale that fp16 cannot hold stay fp32.
     Scales take the dtype of the tensors beside them, as TensorRT demands.
     """
