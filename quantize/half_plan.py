@@ -13,10 +13,13 @@ from quantize.calibration import Range, measure_ranges
 from quantize.half_precision import HALF, Decision, decide, float_values
 from quantize.hidden_ranges import Hidden, Kind, hidden_of
 from quantize.nodes import constant, module_path
+from quantize.residuals import residual_sums
 from toolkit.types import Calibration, Step
 
 __all__ = ["HalfPlan", "kept_steps", "plan_half"]
 
+_STREAM = "residual stream: another of its sums has to be"
+_STREAM_BF16 = "residual stream: 8 significant bits would lose what a layer adds"
 _UNMEASURED = "sums and squares of activations overflow or lose small terms"
 
 
@@ -53,7 +56,24 @@ def plan_half(
     _detach_neutral_inputs(model)
     names = {str(value.name) for value in float_values(model.graph)}
     bounds = {name: bound for name, bound in (proven or {}).items() if name in names}
-    return HalfPlan(decide(model, ranges, bounds, _inside(hidden, ranges), dtype), basis)
+    decisions = decide(model, ranges, bounds, _inside(hidden, ranges), dtype)
+    return HalfPlan({**decisions, **_whole_stream(model.graph, decisions, dtype)}, basis)
+
+
+def _whole_stream(
+    graph: ir.Graph, decisions: Mapping[ir.Node, Decision], dtype: ir.DataType
+) -> dict[ir.Node, Decision]:
+    """All residual sums in fp32 where one of them has to be, and always where the others would be bfloat16.
+
+    It is one stream: what is rounded at the first layers is carried through all later ones, and casts between two
+    precisions cost more than one of them. With bfloat16's 8 significant bits the stream would lose what a layer adds.
+    """
+    sums = list(residual_sums(graph))
+    wide = any(decisions[node].why.startswith("range") for node in sums)
+    if not wide and dtype == HALF:
+        return {}
+    why = _STREAM if wide else _STREAM_BF16
+    return {node: Decision(False, why) for node in sums if not decisions[node].why}
 
 
 def kept_steps(stage: str, decisions: Mapping[ir.Node, Decision]) -> list[Step]:

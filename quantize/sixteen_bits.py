@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
@@ -14,7 +14,7 @@ from quantize.half_cast import cast_graph
 from quantize.half_plan import kept_steps, plan_half
 from quantize.nodes import lift_constants
 from toolkit.errors import StageError
-from toolkit.types import Calibration, ModelSpec, PackedWeight, QuantConfig, Step
+from toolkit.types import Calibration, Gate, ModelSpec, PackedWeight, QuantConfig, Step
 
 __all__ = ["SixteenBits"]
 
@@ -27,17 +27,19 @@ class SixteenBits:
 
     `dtype` is float16 or bfloat16. Graph inputs and outputs keep their dtypes. Normalisations and statistics run in
     fp32, as does for float16 every node that reads or writes a tensor which came near 65504 on the calibration data,
-    an attention whose scores did, and one with a constant that fp16 cannot hold. bfloat16 has the range of fp32 and
-    takes no calibration data.
+    an attention whose scores did, and one with a constant that fp16 cannot hold. Residual sums are one stream: all run
+    in fp32 where one does. bfloat16 has the range of fp32, so it takes no calibration data, but only 8 significant
+    bits, so its residual stream is fp32 always. `decoder` is the gate of language models, where they have one.
     """
 
     name: str
     dtype: ir.DataType
     config: QuantConfig
+    decoder: Gate | None = None
 
     def recipe(self, spec: ModelSpec) -> QuantConfig:
-        """The same for every model."""
-        return self.config
+        """The same for every model, but for the gate: language models answer a cache for every layer too."""
+        return replace(self.config, gate=self.decoder) if self.decoder and spec.kind == "decoder" else self.config
 
     def apply(
         self,

@@ -15,6 +15,7 @@ SCHEME = SixteenBits(
     QuantConfig(
         weights="bfloat16",
         activations="bfloat16",
-        gate=Gate(min_sqnr_db=34.0, min_cosine=0.9997, max_accuracy_drop=0.5, min_overlap_at_10=0.97, max_kl=0.004),
+        gate=Gate(min_sqnr_db=34.0, min_cosine=0.9997, max_accuracy_drop=0.5, min_overlap_at_10=0.97),
     ),
+    decoder=Gate(min_sqnr_db=30.0, min_cosine=0.9995, max_kl=0.004),
 )

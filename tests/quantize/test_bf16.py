@@ -54,7 +54,8 @@ def test_the_emulated_graph_stays_near_and_says_that_it_is_emulated(written) -> 
 def test_what_overflows_fp16_needs_no_exception(tmp_path) -> None:
     exported = save_exported(vision_model(gain=3e5), tmp_path)
     made = quantize(exported, "bf16", None, tmp_path / "out")
-    assert [step.what for step in made.steps if step.what.startswith("kept in fp32")] == ["kept in fp32: normalisation"]
+    kept = {step.what for step in made.steps if step.what.startswith("kept in fp32")}
+    assert kept == {"kept in fp32: normalisation", "kept in fp32: residual stream"}
     feed = dict(next(images(1, seed=9).batches()))
     assert sqnr(run(exported.path, feed)["logits"], portable_session(made.path).run(feed)["logits"]) > 30
 
