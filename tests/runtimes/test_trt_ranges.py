@@ -15,6 +15,7 @@ from onnx.reference import ReferenceEvaluator
 
 from quantize.half_cast import cast_graph
 from quantize.half_precision import Decision
+from quantize.residuals import residual_sums
 from runtimes import portable_session
 from runtimes._onnxruntime.session import OrtSession
 from toolkit.bundle.read import open_bundle, report
@@ -171,6 +172,13 @@ def test_what_overflows_is_kept_out_of_half_precision_and_named(target: str, bun
     assert float(largest.rpartition(" ")[2]) == pytest.approx(8e4, rel=0.05)
     squares = kept(folder, "normalisation").reason
     assert "LayerNormalization of blocks.0.norm1: squares reach 4.2" in squares
+
+
+def test_a_residual_stream_has_one_precision(bundles: dict[str, Path]) -> None:
+    """One sum overflows; the five others are fp32 with it, for what they round is carried on."""
+    sums = list(residual_sums(graph_of(bundles["trt-fp16"]).graph))
+    assert len(sums) == 6
+    assert 1 <= kept(bundles["trt-fp16"], "residual stream").count <= 5
 
 
 def test_residual_sums_read_no_int8_and_the_manifest_says_so(bundles: dict[str, Path]) -> None:
