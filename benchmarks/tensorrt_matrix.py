@@ -2,7 +2,7 @@
 
 Each model is exported for each scheme by `toolkit export`, and the table is read from the bundles. What is already in
 DIR is not made again, be it a bundle or the record of a failure; `--retry` tries what failed once more. Drift is
-measured anew for the table, as `toolkit check` does it.
+measured anew for the table, as `toolkit check` does it, once for each bundle; `--retry` measures that again too.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.bundle.check import check
-from toolkit.bundle.manifest import Manifest
+from toolkit.bundle.manifest import MANIFEST, Manifest
 from toolkit.bundle.read import Bundle, is_bundle, open_bundle
 from toolkit.compiled import BuiltEngine, built_engines
 from toolkit.console import byte_size
 from toolkit.drift.report import StageDrift
 from toolkit.drift.table import task_words
+from toolkit.hashing import file_sha256
 from toolkit.plugins import find
 from toolkit.sessions import EngineOrGraph
 
@@ -187,7 +188,7 @@ def render(matrix: Matrix) -> Iterator[str]:
     for model in matrix.models:
         for scheme in matrix.schemes:
             bundle = bundles.get((model, scheme))
-            rows = _rows(bundle) if bundle else [_failed(matrix, model, scheme, notes)]
+            rows = _rows(matrix, bundle) if bundle else [_failed(matrix, model, scheme, notes)]
             for row in rows:
                 yield f"| {' | '.join((_label(model), scheme, *row))} |"
     yield ""
@@ -195,15 +196,24 @@ def render(matrix: Matrix) -> Iterator[str]:
     yield from (f"\n[^{number}]: {note}" for number, note in enumerate(notes, start=1))
 
 
-def _rows(bundle: Bundle) -> Iterator[tuple[str, ...]]:
-    print(f"checking {bundle.folder}", file=sys.stderr, flush=True)
-    (stage,) = check(bundle, EngineOrGraph(bundle, on_cpu=False).open).stages
-    drift, entry = tuple(_drift(stage)), bundle.manifest.engine
+def _rows(matrix: Matrix, bundle: Bundle) -> Iterator[tuple[str, ...]]:
+    drift, entry = tuple(_drift(_checked(matrix, bundle))), bundle.manifest.engine
     engines = built_engines(entry.details)
     for engine in engines:
         yield (engine.architecture, entry.status, *_facts(engine), *drift)
     if not engines:
         yield ("-", entry.status, *"----", *drift)
+
+
+def _checked(matrix: Matrix, bundle: Bundle) -> StageDrift:
+    """What `toolkit check` says of the bundle, kept beside the bundles by the hash of its manifest."""
+    kept = matrix.work / "checks" / f"{file_sha256(bundle.folder / MANIFEST)}.json"
+    if matrix.retry or not kept.is_file():
+        print(f"checking {bundle.folder}", file=sys.stderr, flush=True)
+        (stage,) = check(bundle, EngineOrGraph(bundle, on_cpu=False).open).stages
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text(stage.model_dump_json(), encoding="utf-8")
+    return StageDrift.model_validate_json(kept.read_text(encoding="utf-8"))
 
 
 def _facts(engine: BuiltEngine) -> Iterator[str]:
