@@ -11,7 +11,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from exporters.fused_attention.schema import DOMAIN, OP_TYPE
 
-__all__ = ["Contents", "contents", "operators"]
+__all__ = ["Contents", "contents"]
 
 _TYPE_ATTRIBUTES = frozenset({"to", "output_dtype"})
 
@@ -36,11 +36,6 @@ def contents(path: Path) -> Contents:
         return Contents()
     called = frozenset((node.domain, node.op_type) for node in model.graph.node)
     return Contents(called, frozenset(_dtypes(model)), _turns_integers(model.graph))
-
-
-def operators(path: Path) -> frozenset[tuple[str, str]]:
-    """Domain and type of every node of the main graph; none for a file that is no graph."""
-    return contents(path).operators
 
 
 def _turns_integers(graph: onnx.GraphProto) -> bool:

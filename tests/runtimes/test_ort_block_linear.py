@@ -12,7 +12,7 @@ from ort_graphs import written
 from runtimes import portable_session
 from runtimes._onnxruntime.emit import Emitter
 from runtimes._onnxruntime.lowering import lower_graph
-from runtimes._onnxruntime.operators import operators
+from runtimes._onnxruntime.operators import contents
 from runtimes._onnxruntime.rules.block_linear import lower_block_linears
 from runtimes._onnxruntime.rules.merge_linears import merge_linears
 from runtimes._onnxruntime.saturation import quantizes_activations
@@ -250,7 +250,7 @@ def test_a_tied_int8_table_opens_before_it_is_lowered(tmp_path):
     # The option that keeps integer products exact without VNNI cannot load such a graph.
     table = Blocks("w", (50, 64), "int8", axis=1, zero=0)
     graph = written(tied(table), tmp_path)
-    assert not quantizes_activations(operators(graph.path))
+    assert not quantizes_activations(contents(graph.path).operators)
     ids = np.array([[3, 49]])
     x = np.ones((1, 2, 64), np.float32)
     np.testing.assert_allclose(run(graph, ids=ids, x=x)["rows"], table.numbers[ids], rtol=0, atol=1e-6)
@@ -260,6 +260,6 @@ def test_integer_products_are_seen(tmp_path):
     node = helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"])
     outputs = [helper.make_tensor_value_info("q", TensorProto.UINT8, ["n"])]
     path = written(model_of([node], [floats("x", "n")], outputs, []), tmp_path).path
-    assert quantizes_activations(operators(path))
+    assert quantizes_activations(contents(path).operators)
     path.write_bytes(b"not a graph")
-    assert not quantizes_activations(operators(path))
+    assert not quantizes_activations(contents(path).operators)

@@ -18,7 +18,7 @@ from runtimes._onnxruntime.emit import Emitter
 from runtimes._onnxruntime.kernels import DOMAIN, build
 from runtimes._onnxruntime.kernels.function import LINEAR, LINEAR_OFFSET, linear_function
 from runtimes._onnxruntime.kernels.register import register_kernels
-from runtimes._onnxruntime.operators import operators
+from runtimes._onnxruntime.operators import contents
 from runtimes._onnxruntime.rules.own_linear import use_block_linear
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -354,10 +354,10 @@ def test_a_session_gets_the_kernels_that_its_graph_calls(kernels, monkeypatch, t
     ir.save(own_model(weight), tmp_path / "own.onnx")
     ir.save(model_of([(made := nbits(weight, x))[0]], x, made[1]), tmp_path / "plain.onnx")
     own, plain = ort.SessionOptions(), ort.SessionOptions()
-    assert register_kernels(own, operators(tmp_path / "own.onnx")) == (
+    assert register_kernels(own, contents(tmp_path / "own.onnx").operators) == (
         "own plain C++ kernels" if switch == "portable" else ""
     )
-    assert register_kernels(plain, operators(tmp_path / "plain.onnx")) == ""
+    assert register_kernels(plain, contents(tmp_path / "plain.onnx").operators) == ""
     session = ort.InferenceSession(str(tmp_path / "own.onnx"), own, providers=["CPUExecutionProvider"])
     feed = inputs(1, 2, 256)
     same = distance(session.run(None, {"x": feed})[0], rounded(feed, 32) @ weight.plain.T) < 1e-6
