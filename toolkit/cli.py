@@ -43,6 +43,7 @@ _LOGGERS = (
 )
 _INSTALL = {
     "PIL": "pillow",
+    "ruamel": "ruamel.yaml",
     "sklearn": "scikit-learn",
     "skimage": "scikit-image",
     "tensorrt": "tensorrt-cu13",

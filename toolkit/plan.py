@@ -13,7 +13,8 @@ from toolkit import plugins
 from toolkit.compiled import ChecksOptions
 from toolkit.drift.gates import parse_gate
 from toolkit.errors import UnsupportedError, UsageError
-from toolkit.recipe import tuned
+from toolkit.recipe.changes import require_taken, tuned
+from toolkit.recipe.document import Data, Quantization
 from toolkit.target import Target, parse_target, schemes_for
 from toolkit.types import DEFAULT_OPTIONS, Dim, Gate, Kind, ModelSpec, QuantConfig, TargetOptions
 
@@ -30,12 +31,12 @@ class Request:
     revision: str | None = None
     weights: Literal["pretrained", "random"] = "pretrained"
     seed: int = 0
-    calibration: Path | None = None
-    calibration_count: int = 64
+    calibration: Data = field(default_factory=Data)
+    evaluation: Data | None = None
     dims: Mapping[str, Dim] = field(default_factory=dict)
     opset: int | None = None
     drift_gate: str = ""
-    recipe: str = ""
+    recipe: Quantization = field(default_factory=Quantization)
     options: TargetOptions = DEFAULT_OPTIONS
     require_engine: bool = False
     allow_unfused: bool = False
@@ -63,7 +64,7 @@ class Plan:
 
     def recipe(self, target: Target) -> QuantConfig:
         """The recipe of the target's scheme for this model, with what the user changed."""
-        return tuned(self.request.recipe, target.scheme, plugins.scheme(target.scheme).recipe(self.spec))
+        return tuned(self.request.recipe, plugins.scheme(target.scheme).recipe(self.spec))
 
     def as_json(self) -> dict[str, Any]:
         """The plan as plain JSON types."""
@@ -116,8 +117,7 @@ def plan(request: Request) -> Plan:
         _check_kind("runtimes", "runtime", target.runtime, spec.kind)
         _check_kind("quantize.schemes", "scheme", target.scheme, spec.kind)
         _check_pair(target, spec.kind)
-        if request.recipe:
-            the_plan.recipe(target)
+    require_taken(request.recipe, {target.scheme: plugins.scheme(target.scheme).recipe(spec) for target in targets})
     if request.require_engine:
         _require_builders(targets)
     return the_plan
@@ -199,10 +199,9 @@ def _check_values(request: Request) -> None:
             f"opset {request.opset} is not one that can be exported",
             hint=f"Give --opset {OPSETS[0]} to {OPSETS[-1]}, or leave it out.",
         )
-    if request.calibration_count < 1:
-        raise UsageError("calibration on no samples", hint="Give at least one: --calibration 64, a folder or a file.")
-    if request.calibration is not None and not request.calibration.exists():
-        raise UsageError(
-            f"there is no {request.calibration} to calibrate on",
-            hint="Give an existing folder or file, or a number of samples.",
-        )
+    for given in filter(None, (request.calibration, request.evaluation)):
+        if given.source and not Path(given.source).exists():
+            raise UsageError(
+                f"there is no {given.source} to take inputs from",
+                hint="Give an existing folder or file, or a number of samples.",
+            )

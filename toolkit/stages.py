@@ -261,7 +261,9 @@ class Stages:
         if self.calibration is None:
             request, spec = self.plan.request, self.plan.spec
             family = plugins.family(spec.family)
-            self.calibration = family.calibration(spec, request.calibration, request.calibration_count)
+            data = request.calibration
+            source = Path(data.source) if data.source else None
+            self.calibration = family.calibration(spec, source, data.count or 64)
         return self.calibration
 
 

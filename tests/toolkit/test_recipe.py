@@ -11,7 +11,7 @@ from toolkit import plugins
 from toolkit.errors import UsageError
 from toolkit.pipeline import export
 from toolkit.plan import Request, plan
-from toolkit.recipe import tuned
+from toolkit.recipe.changes import parse_changes, require_taken, tuned
 from toolkit.types import ModelSpec, QuantConfig
 
 ENCODER = ModelSpec("m", "bert", "encoder", "features", "s", "A", (), (), {})
@@ -24,11 +24,11 @@ def recipe(scheme: str, spec: ModelSpec = DECODER) -> QuantConfig:
 
 def test_each_key_changes_its_part() -> None:
     text = "block-size=64, rounding=awq,symmetric=no,exclude=*.down_proj;lm_head"
-    made = tuned(text, "int4", recipe("int4"))
+    made = tuned(parse_changes(text), recipe("int4"))
     assert (made.block_size, made.rounding, made.symmetric) == (64, "awq", False)
     assert made.exclude == ("*.down_proj", "lm_head")
-    assert tuned("smoothing=off,calibration=percentile", "int8", recipe("int8", ENCODER)).smoothing is None
-    assert tuned("", "int4", recipe("int4")) == recipe("int4")
+    assert tuned(parse_changes("smoothing=off,calibration=percentile"), recipe("int8", ENCODER)).smoothing is None
+    assert tuned(parse_changes(""), recipe("int4")) == recipe("int4")
 
 
 @pytest.mark.parametrize(
@@ -40,24 +40,24 @@ def test_each_key_changes_its_part() -> None:
         ("rounding=awq,rounding=hqq", "int4", "'rounding' is given twice"),
         ("symmetric=maybe", "int4", "'maybe' is no symmetric"),
         ("exclude=;", "int4", "exclude names no module"),
-        ("smoothing=2", "int8", "scheme 'int8' has no 'smoothing' for this model"),
+        ("smoothing=0.5", "int8", "scheme 'int8' has no 'smoothing' for this model"),
         ("rounding=gptq", "int8", "scheme 'int8' has no 'rounding' for this model"),
         ("exclude=*", "fp16", "scheme 'fp16' has no 'exclude' for this model"),
     ],
 )
 def test_what_would_change_nothing_is_refused(text: str, scheme: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        tuned(text, scheme, recipe(scheme))
+        require_taken(parse_changes(text), {scheme: recipe(scheme)})
 
 
 def test_smoothing_is_a_share(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="'2' is no smoothing"):
-        tuned("smoothing=2", "int8", recipe("int8", ENCODER))
+        parse_changes("smoothing=2")
 
 
 def test_the_line_quantizes_as_the_recipe_says(tmp_path: Path) -> None:
     text = "block-size=64,rounding=nearest,symmetric=no"
-    request = Request(model="vit-digits", targets=("ort-cpu-int4",), output=tmp_path, recipe=text)
+    request = Request(model="vit-digits", targets=("ort-cpu-int4",), output=tmp_path, recipe=parse_changes(text))
     (folder,) = export(plan(request))
     model = ir.load(folder / "model.onnx")
     products = [node for node in model.graph.all_nodes() if node.attributes.get_int("bits", 0) == 4]

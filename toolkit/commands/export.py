@@ -128,7 +128,9 @@ def command(dims: tuple[tuple[str, Dim], ...], as_json: bool, dry_run: bool, **o
     from toolkit.pipeline import export
     from toolkit.plan import Request, plan
     from toolkit.progress import Rows, Silent
+    from toolkit.recipe.changes import parse_changes
 
+    options["recipe"] = parse_changes(options["recipe"])
     chosen = _options(options)
     request = Request(**_calibration(options), dims=_once("dim", dims), options=chosen, command=_command_line())
     the_plan = plan(request)
@@ -163,10 +165,12 @@ def _options(options: dict[str, Any]) -> TargetOptions:
 
 
 def _calibration(options: dict[str, Any]) -> dict[str, Any]:
+    from toolkit.recipe.document import Data
+
     text = options.pop("calibration")
     if text is None:
         return options
-    return options | ({"calibration_count": int(text)} if text.isdecimal() else {"calibration": Path(text)})
+    return options | {"calibration": Data(count=int(text)) if text.isdecimal() else Data(source=text)}
 
 
 def _command_line() -> str:

@@ -1,4 +1,4 @@
-"""A scheme's recipe with what the user changed, as `--recipe block-size=64,rounding=awq` says."""
+"""A scheme's recipe with what the user changed, as `--recipe block-size=64,rounding=awq` or a file says."""
 
 from __future__ import annotations
 
@@ -8,30 +8,51 @@ from typing import Any
 
 from toolkit import plugins
 from toolkit.errors import UsageError
+from toolkit.recipe.document import Quantization
 from toolkit.types import QuantConfig
 
-__all__ = ["tuned"]
+__all__ = ["given_keys", "parse_changes", "require_taken", "tuned"]
 
 
-def tuned(text: str, scheme: str, base: QuantConfig) -> QuantConfig:
-    """`base`, the recipe of `scheme`, with the changes in `text`.
+def parse_changes(text: str) -> Quantization:
+    """What `--recipe` says in line. Several `exclude` patterns are separated by semicolons.
 
-    Several `exclude` patterns are separated by semicolons. Raises UsageError for a key that no scheme has, one that
-    is given twice, a value that is not allowed, or a key that this recipe has no use for.
+    Raises UsageError for a key that no scheme has, one that is given twice, or a value that is not allowed.
     """
-    tunable = _tunable(base)
     changes: dict[str, Any] = {}
     for part in filter(None, (piece.strip() for piece in text.split(","))):
         key, separator, value = (piece.strip() for piece in part.partition("="))
         if key not in _READ or not separator:
             raise UsageError(f"'{part}' is no part of a recipe", hint=f"{plugins.nearest(key, _READ)}{_ALLOWED}")
-        if key.replace("-", "_") in changes:
+        if key in changes:
             raise UsageError(f"'{key}' is given twice in the recipe '{text}'", hint="Give each key once.")
-        if key not in tunable:
-            has = f"It can be tuned by: {', '.join(tunable)}." if tunable else "It cannot be tuned."
-            raise UsageError(f"scheme '{scheme}' has no '{key}' for this model", hint=f"{has} Leave it out here.")
-        changes[key.replace("-", "_")] = _READ[key](key, value)
-    return replace(base, **changes)
+        changes[key] = _READ[key](key, value)
+    return Quantization.model_validate(changes)
+
+
+def given_keys(changes: Quantization) -> tuple[str, ...]:
+    """The keys that change something, as the file spells them."""
+    return tuple(changes.model_dump(by_alias=True, exclude_defaults=True))
+
+
+def tuned(changes: Quantization, base: QuantConfig) -> QuantConfig:
+    """`base`, a scheme's own recipe, with those of the changes that it has a use for."""
+    taken = {key: getattr(changes, key.replace("-", "_")) for key in given_keys(changes) if key in _tunable(base)}
+    fields = {key.replace("-", "_"): _VALUES.get(key, lambda value: value)(value) for key, value in taken.items()}
+    return replace(base, **fields)
+
+
+def require_taken(changes: Quantization, recipes: Mapping[str, QuantConfig]) -> None:
+    """Refuse a change that none of the schemes has a use for; `recipes` are their own, by the scheme's name.
+
+    Raises UsageError that names the key and what the schemes can be tuned by.
+    """
+    for key in given_keys(changes):
+        if not any(key in _tunable(base) for base in recipes.values()):
+            names = ", ".join(f"'{name}'" for name in recipes)
+            can = dict.fromkeys(key for base in recipes.values() for key in _tunable(base))
+            has = f"It can be tuned by: {', '.join(can)}." if can else "It cannot be tuned."
+            raise UsageError(f"scheme {names} has no '{key}' for this model", hint=f"{has} Leave it out here.")
 
 
 def _tunable(base: QuantConfig) -> tuple[str, ...]:
@@ -72,9 +93,9 @@ def _patterns(key: str, value: str) -> tuple[str, ...]:
     return patterns
 
 
-def _share(key: str, value: str) -> float | None:
+def _share(key: str, value: str) -> float | str:
     if value == "off":
-        return None
+        return value
     try:
         share = float(value)
     except ValueError:
@@ -94,3 +115,5 @@ _READ: Mapping[str, Callable[[str, str], Any]] = {
     "attention": _one_of("float", "int8"),
 }
 _ALLOWED = f"Allowed: {', '.join(_READ)}; as --recipe block-size=64,rounding=awq."
+_VALUES: Mapping[str, Callable[[Any], Any]] = {"smoothing": lambda value: None if value == "off" else value}
+"""How a value of the file becomes that of the config, where the two differ."""
