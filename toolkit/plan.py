@@ -16,7 +16,7 @@ from toolkit.errors import UnsupportedError, UsageError
 from toolkit.recipe.changes import require_taken, tuned
 from toolkit.recipe.document import Data, Quantization
 from toolkit.target import Target, parse_target, schemes_for
-from toolkit.types import DEFAULT_OPTIONS, Dim, Gate, Kind, ModelSpec, QuantConfig, TargetOptions
+from toolkit.types import DEFAULT_OPTIONS, Calibration, Dim, Gate, Kind, ModelSpec, QuantConfig, TargetOptions
 
 __all__ = ["Plan", "Request", "no_engine", "plan"]
 
@@ -61,6 +61,16 @@ class Plan:
     def gate(self, base: Gate) -> Gate:
         """The scheme's gate with the bounds that the user replaced."""
         return parse_gate(self.request.drift_gate, base) if self.request.drift_gate else base
+
+    def scheme_gate(self, scheme: str) -> Gate:
+        """The gate of that scheme for this model, with the bounds that the user replaced."""
+        return self.gate(plugins.scheme(scheme).recipe(self.spec).gate)
+
+    def calibrate(self) -> Calibration:
+        """The data that activations are measured on; read once here, so that a bad file is told at once."""
+        data = self.request.calibration
+        source = Path(data.source) if data.source else None
+        return plugins.family(self.spec.family).calibration(self.spec, source, data.count or 64)
 
     def recipe(self, target: Target) -> QuantConfig:
         """The recipe of the target's scheme for this model, with what the user changed."""

@@ -11,69 +11,32 @@ from typing import TYPE_CHECKING, Any, Self
 
 from exporters import DEFAULT_OPSET, UNFUSED
 from model_zoo import packed_weights
-from runtimes import portable_decoder, portable_session
+from runtimes import portable_session
 from toolkit import plugins
 from toolkit.atomic import publish, scratch
 from toolkit.bundle.read import is_bundle
-from toolkit.continuation import with_continuations
 from toolkit.drift.gates import raise_if_failed
-from toolkit.drift.measure import judged, measure, observe, task_output
 from toolkit.drift.report import DriftReport, StageDrift
 from toolkit.drift.table import task_words
-from toolkit.greedy import Greedy
 from toolkit.plan import Plan, no_engine
 from toolkit.progress import Watch
+from toolkit.reference import Reference
 from toolkit.target import Target
 
 if TYPE_CHECKING:
-    from torch.nn import Module
-
     from toolkit.types import (
         Calibration,
-        Decoder,
         Engine,
-        Evaluation,
         ExportedGraph,
         Gate,
         LoweredGraph,
         ModelSpec,
         QuantizedGraph,
-        Session,
         Step,
         Tensors,
     )
 
-__all__ = ["Reference", "Stages"]
-
-
-@dataclass(frozen=True, slots=True)
-class Reference:
-    """What fp32 PyTorch answers on the inputs that every stage is measured with."""
-
-    ran_on: str
-    golden: tuple[Tensors, ...]
-    golden_outputs: tuple[Tensors, ...]
-    evaluation: Evaluation | None
-    evaluation_outputs: tuple[Tensors, ...]
-    greedy: Greedy | None = None
-
-    def drift(self, stage: str, session: Session, plan: Plan, gate: Gate) -> StageDrift:
-        """Run the session on the same inputs, close it, and say how far its outputs are."""
-        try:
-            return measure(
-                stage,
-                session.ran_on,
-                self.golden_outputs,
-                observe(session, self.golden),
-                plan.spec,
-                inputs=self.golden,
-                gate=gate,
-                evaluation=self.evaluation,
-                evaluation_reference=self.evaluation_outputs,
-                evaluation_candidate=judged(session, self.evaluation, plan.spec),
-            )
-        finally:
-            session.close()
+__all__ = ["Stages", "sample_of"]
 
 
 @dataclass(slots=True)
@@ -114,13 +77,13 @@ class Stages:
             module = family.load(spec)
             row.said = f"{spec.architecture}, {spec.weights} weights from {spec.source}"
         with self.watch.stage("reference") as row:
-            reference = self._reference(module)
+            reference = Reference.of(module, self.plan, self.work)
             row.said = reference.ran_on
         with self.watch.stage("export") as row:
             exported = export(
                 module,
                 spec,
-                _sample(reference.golden, spec),
+                sample_of(reference.golden, spec),
                 self.work / "export",
                 opset=request.opset or DEFAULT_OPSET,
                 allow_unfused=request.allow_unfused,
@@ -128,7 +91,9 @@ class Stages:
             # Before any session opens: the reference module and a session's weights need not be in memory together.
             del module
             gc.collect()
-            row.said = _said(exported.steps, self._measure("export", exported.path, reference, self._gate("fp32")))
+            row.said = _said(
+                exported.steps, self._measure("export", exported.path, reference, self.plan.scheme_gate("fp32"))
+            )
         return reference, exported
 
     def quantize(self, exported: ExportedGraph, reference: Reference, target: Target) -> QuantizedGraph:
@@ -143,7 +108,9 @@ class Stages:
             graph = quantize(exported, target.scheme, calibration, self.work / target.scheme, packed, recipe)
             unchanged = graph.path == exported.path
             name = f"quantize-{target.scheme}"
-            drift = None if unchanged else self._measure(name, graph.path, reference, self._gate(target.scheme))
+            drift = (
+                None if unchanged else self._measure(name, graph.path, reference, self.plan.scheme_gate(target.scheme))
+            )
             row.said = "nothing to do" if unchanged else _said(graph.steps[len(exported.steps) :], drift)
         self.quantized[target.scheme] = graph
         return graph
@@ -168,7 +135,7 @@ class Stages:
     def verify(self, reference: Reference, engine: Engine, target: Target) -> DriftReport:
         """Measure what ships, beside the stages before it. Raises DriftError where a gate does not hold."""
         with self.watch.stage("verify", str(target)) as row:
-            last = self._final_drift(reference, engine, target)
+            last = reference.engine_drift(engine, target, self.plan)
             before = [self.drift["export"]]
             if "quantize-" + target.scheme in self.drift:
                 before.append(self.drift["quantize-" + target.scheme])
@@ -202,56 +169,11 @@ class Stages:
             row.said = str(self.plan.folder(target))
         return self.plan.folder(target)
 
-    def _final_drift(self, reference: Reference, engine: Engine, target: Target) -> StageDrift:
-        from toolkit.bundle.write import engine_entry
-
-        path, gate, spec = engine.graph.path, self._gate(target.scheme), self.plan.spec
-        executed = engine.status == "executed"
-        runtime = plugins.runtime(target.runtime)
-        # What the manifest will hold, before there is one.
-        entry = {**engine_entry(engine).model_dump(mode="json"), "graph": path.name}
-        session = runtime.session(path.parent, entry) if executed else portable_session(path)
-        drift = reference.drift("engine" if executed else "lower", session, self.plan, gate)
-        if reference.greedy is None or spec.decoder is None:
-            return drift
-        limit, rows = reference.greedy.positions, len(reference.greedy.prompts)
-        decoder: Decoder = (
-            runtime.decoder(path.parent, entry, spec.decoder, limit=limit, rows=rows)
-            if executed
-            else portable_decoder(path, spec.decoder, limit=limit, rows=rows)
-        )
-        return drift.with_greedy(reference.greedy.compare(decoder))
-
     def _measure(self, stage: str, path: Path, reference: Reference, gate: Gate) -> StageDrift:
         drift = reference.drift(stage.partition("-")[0], portable_session(path), self.plan, gate)
         self.drift[stage] = drift
         raise_if_failed(DriftReport.of(reference.ran_on, [drift]))
         return drift
-
-    def _reference(self, module: Module) -> Reference:
-        from exporters.decoder import with_all_logits
-        from exporters.reference import TorchSession
-
-        session = TorchSession(module)
-        family, spec = plugins.family(self.plan.spec.family), self.plan.spec
-        golden, evaluation = family.golden(spec), family.evaluation(spec)
-        if spec.decoder is not None:
-            golden = with_continuations(session, golden)
-        batches = evaluation.batches if evaluation else ()
-        judged = TorchSession(with_all_logits(module)) if spec.decoder else session
-        # A language model's logits of a whole text are larger than the model.
-        spill = self.work / "reference" if evaluation and evaluation.metric == "language" else None
-        return Reference(
-            ran_on=session.ran_on,
-            golden=golden,
-            golden_outputs=tuple(observe(session, golden)),
-            evaluation=evaluation,
-            evaluation_outputs=tuple(observe(judged, batches, outputs={task_output(spec)}, spill=spill)),
-            greedy=Greedy.of(session, spec, golden) if spec.decoder else None,
-        )
-
-    def _gate(self, scheme: str) -> Gate:
-        return self.plan.gate(plugins.scheme(scheme).recipe(self.plan.spec).gate)
 
     def _measure_on(self, target: Target) -> Calibration:
         self.measured.add(target)
@@ -259,11 +181,7 @@ class Stages:
 
     def _calibrate(self) -> Calibration:
         if self.calibration is None:
-            request, spec = self.plan.request, self.plan.spec
-            family = plugins.family(spec.family)
-            data = request.calibration
-            source = Path(data.source) if data.source else None
-            self.calibration = family.calibration(spec, source, data.count or 64)
+            self.calibration = self.plan.calibrate()
         return self.calibration
 
 
@@ -292,7 +210,7 @@ class _Abandoned(Exception):  # noqa: N818 - it never leaves this file
     """The line ended without filling this place."""
 
 
-def _sample(golden: tuple[Tensors, ...], spec: ModelSpec) -> Tensors:
+def sample_of(golden: tuple[Tensors, ...], spec: ModelSpec) -> Tensors:
     """torch.export takes a size of 0 or 1 for a constant: rather a batch where no dynamic size is, as one with a past.
 
     A batch of one row serves as well: the export doubles it.

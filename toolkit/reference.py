@@ -1,0 +1,98 @@
+"""The reference of a line: what fp32 PyTorch answers, and how far a graph or an engine is from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from runtimes import portable_decoder, portable_session
+from toolkit import plugins
+from toolkit.continuation import with_continuations
+from toolkit.drift.measure import judged, measure, observe, task_output
+from toolkit.greedy import Greedy
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+
+    from toolkit.drift.report import StageDrift
+    from toolkit.plan import Plan
+    from toolkit.target import Target
+    from toolkit.types import Decoder, Engine, Evaluation, Gate, Session, Tensors
+
+__all__ = ["Reference"]
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What fp32 PyTorch answers on the inputs that every stage is measured with."""
+
+    ran_on: str
+    golden: tuple[Tensors, ...]
+    golden_outputs: tuple[Tensors, ...]
+    evaluation: Evaluation | None
+    evaluation_outputs: tuple[Tensors, ...]
+    greedy: Greedy | None = None
+
+    def drift(self, stage: str, session: Session, plan: Plan, gate: Gate) -> StageDrift:
+        """Run the session on the same inputs, close it, and say how far its outputs are."""
+        try:
+            return measure(
+                stage,
+                session.ran_on,
+                self.golden_outputs,
+                observe(session, self.golden),
+                plan.spec,
+                inputs=self.golden,
+                gate=gate,
+                evaluation=self.evaluation,
+                evaluation_reference=self.evaluation_outputs,
+                evaluation_candidate=judged(session, self.evaluation, plan.spec),
+            )
+        finally:
+            session.close()
+
+    @classmethod
+    def of(cls, module: Module, plan: Plan, work: Path) -> Self:
+        """Run the module on the family's golden and held-out inputs; what is too large for memory goes to `work`."""
+        from exporters.decoder import with_all_logits
+        from exporters.reference import TorchSession
+
+        session = TorchSession(module)
+        family, spec = plugins.family(plan.spec.family), plan.spec
+        golden, evaluation = family.golden(spec), family.evaluation(spec)
+        if spec.decoder is not None:
+            golden = with_continuations(session, golden)
+        batches = evaluation.batches if evaluation else ()
+        judged_by = TorchSession(with_all_logits(module)) if spec.decoder else session
+        # A language model's logits of a whole text are larger than the model.
+        spill = work / "reference" if evaluation and evaluation.metric == "language" else None
+        return cls(
+            ran_on=session.ran_on,
+            golden=golden,
+            golden_outputs=tuple(observe(session, golden)),
+            evaluation=evaluation,
+            evaluation_outputs=tuple(observe(judged_by, batches, outputs={task_output(spec)}, spill=spill)),
+            greedy=Greedy.of(session, spec, golden) if spec.decoder else None,
+        )
+
+    def engine_drift(self, engine: Engine, target: Target, plan: Plan) -> StageDrift:
+        """How far what ships is: the engine where it runs here, else the very graph that it was compiled from."""
+        from toolkit.bundle.write import engine_entry
+
+        path, gate, spec = engine.graph.path, plan.scheme_gate(target.scheme), plan.spec
+        executed = engine.status == "executed"
+        runtime = plugins.runtime(target.runtime)
+        # What the manifest will hold, before there is one.
+        entry = {**engine_entry(engine).model_dump(mode="json"), "graph": path.name}
+        session = runtime.session(path.parent, entry) if executed else portable_session(path)
+        drift = self.drift("engine" if executed else "lower", session, plan, gate)
+        if self.greedy is None or spec.decoder is None:
+            return drift
+        limit, rows = self.greedy.positions, len(self.greedy.prompts)
+        decoder: Decoder = (
+            runtime.decoder(path.parent, entry, spec.decoder, limit=limit, rows=rows)
+            if executed
+            else portable_decoder(path, spec.decoder, limit=limit, rows=rows)
+        )
+        return drift.with_greedy(self.greedy.compare(decoder))
