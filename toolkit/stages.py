@@ -18,6 +18,7 @@ from toolkit.bundle.read import is_bundle
 from toolkit.drift.gates import raise_if_failed
 from toolkit.drift.report import DriftReport, StageDrift
 from toolkit.drift.table import task_words
+from toolkit.inspection import inspect_graph
 from toolkit.plan import Plan, no_engine
 from toolkit.progress import Watch
 from toolkit.reference import Reference
@@ -54,6 +55,7 @@ class Stages:
     drift: dict[str, StageDrift] = field(default_factory=dict)
     quantized: dict[str, QuantizedGraph] = field(default_factory=dict)
     measured: set[Target] = field(default_factory=set)
+    canonical: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     @classmethod
     @contextmanager
@@ -91,6 +93,7 @@ class Stages:
             # Before any session opens: the reference module and a session's weights need not be in memory together.
             del module
             gc.collect()
+            self.canonical = inspect_graph(exported.path).operators
             row.said = _said(
                 exported.steps, self._measure("export", exported.path, reference, self.plan.scheme_gate("fp32"))
             )
@@ -163,6 +166,7 @@ class Stages:
                 calibration=self.calibration if recipe.calibration != "none" or target in self.measured else None,
                 calibration_method=recipe.calibration if recipe.calibration != "none" else "ranges",
                 allow_unfused=_unfused(engine),
+                canonical=self.canonical,
             )
             write_bundle(place.folder, contents, command=self.plan.request.command)
             place.publish()

@@ -111,7 +111,8 @@ class CalibrationEntry(Frozen):
 class Manifest(Frozen):
     """Everything about a bundle but its bytes. Paths are relative to the bundle's folder, in POSIX form.
 
-    `gates` holds each stage's gate, and under `check` the one that a later `toolkit check` applies.
+    `gates` holds each stage's gate, and under `check` the one that a later `toolkit check` applies. `canonical` counts
+    the operators of the graph as it was exported, by domain; empty in bundles from before it was recorded.
     """
 
     schema_version: Literal[1] = 1
@@ -131,6 +132,7 @@ class Manifest(Frozen):
     evaluation: Literal["accuracy", "retrieval", "language"] | None = None
     calibration: CalibrationEntry | None = None
     allow_unfused: tuple[str, ...] = ()
+    canonical: dict[str, dict[str, int]] = Field(default_factory=dict)
     libraries: dict[str, str]
     files: dict[RelativePath, FileEntry]
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, FiniteFloat, NonNegativeInt, model_validator
 
 from toolkit.document import Frozen, read_document
 from toolkit.drift.report import Metric
@@ -25,10 +26,17 @@ SCHEMA_VERSION = 1
 
 
 class Histogram(Frozen):
-    """Counts between neighbouring edges: one count fewer than there are edges."""
+    """Counts between neighbouring edges: one count fewer than there are edges, which are finite and increase."""
 
-    edges: tuple[float, ...]
-    counts: tuple[int, ...]
+    edges: tuple[FiniteFloat, ...] = Field(min_length=2)
+    counts: tuple[NonNegativeInt, ...]
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        rising = all(left < right for left, right in pairwise(self.edges))
+        if len(self.counts) != len(self.edges) - 1 or not rising:
+            raise ValueError("a histogram needs edges that increase and one count fewer")
+        return self
 
 
 class ModuleDrift(Frozen):

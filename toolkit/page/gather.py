@@ -1,0 +1,43 @@
+"""Collecting what a page shows: bundles, comparisons that were given or are made now, searches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from toolkit.compare.result import Comparison, read_comparison
+from toolkit.page.layers import compare_subject
+from toolkit.page.sources import Sources, Subject, open_subjects, open_tuning
+
+__all__ = ["gather"]
+
+
+def gather(bundles: Sequence[Path], compared: Sequence[Path], tuned: Sequence[Path], *, layers: bool) -> Sources:
+    """Read and measure everything. With `layers`, bundles that no given comparison is of are compared here.
+
+    Raises UsageError for whatever is not what it should be, before anything runs where that can be told.
+    """
+    given = [read_comparison(path) for path in compared]
+    tunings = tuple(map(open_tuning, tuned))
+    subjects = open_subjects(bundles)
+    made, unmeasured = _made(subjects, given) if layers else ([], [])
+    return Sources(subjects, (*given, *made), tunings, tuple(unmeasured))
+
+
+def _made(subjects: Sequence[Subject], given: Sequence[Comparison]) -> tuple[list[Comparison], list[tuple[str, str]]]:
+    made: list[Comparison] = []
+    unmeasured: list[tuple[str, str]] = []
+    for subject in subjects:
+        if any(_is_of(subject, comparison) for comparison in given):
+            continue
+        answer = compare_subject(subject)
+        if isinstance(answer, Comparison):
+            made.append(answer)
+        else:
+            unmeasured.append((subject.label, answer))
+    return made, unmeasured
+
+
+def _is_of(subject: Subject, comparison: Comparison) -> bool:
+    """Whether the candidate is this bundle: by the name of its folder, whatever path was given."""
+    return Path(comparison.candidate).name == subject.bundle.folder.resolve().name

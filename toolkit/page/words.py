@@ -1,0 +1,40 @@
+"""How numbers are written on the page: one place for digits, units, infinities and what was not measured."""
+
+from __future__ import annotations
+
+import math
+
+__all__ = ["MISSING", "decibels", "decimals", "exact", "scientific", "short"]
+
+MISSING = "\N{EN DASH}"
+
+
+def decimals(value: float | None, places: int) -> str:
+    """`44.1`; an infinity as its sign, a dash where nothing was measured."""
+    return MISSING if value is None else _infinite(value) or f"{value:.{places}f}"
+
+
+def decibels(value: float | None) -> str:
+    """`44.1 dB`, `exact` where there is no noise at all."""
+    if value == math.inf:
+        return "exact"
+    return decimals(value, 1) + ("" if value is None else " dB")
+
+
+def scientific(value: float | None) -> str:
+    """`2.9e-07`, for what spans decades."""
+    return MISSING if value is None else _infinite(value) or f"{value:.1e}"
+
+
+def short(value: float | None) -> str:
+    """Three significant digits, `0.0242` or `1.4e-06`."""
+    return MISSING if value is None else _infinite(value) or f"{value:.3g}"
+
+
+def exact(value: float | None) -> str:
+    """The number as a machine reads it back, bit by bit; empty where nothing was measured."""
+    return "" if value is None else repr(float(value))
+
+
+def _infinite(value: float) -> str:
+    return "" if math.isfinite(value) else ("∞" if value > 0 else "\N{MINUS SIGN}∞")
