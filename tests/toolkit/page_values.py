@@ -22,7 +22,9 @@ def modules(layers=4, harmed=HARMED):
     """Modules whose SQNR falls along the network, and below the threshold from `harmed` on."""
     names = [f"vit.layers.{layer}.{part}" for layer in range(layers) for part in PARTS]
     bad = names.index(harmed) if harmed else len(names)
-    made = [ModuleDrift(module="vit.embeddings", kind="ViTEmbeddings", sqnr_db=math.inf, cosine=1, relative_l2=0, max_abs=0)]
+    made = [
+        ModuleDrift(module="vit.embeddings", kind="ViTEmbeddings", sqnr_db=math.inf, cosine=1, relative_l2=0, max_abs=0)
+    ]
     for index, name in enumerate(names):
         level = 46.0 - 0.7 * index + 2.5 * math.sin(index) - (24 if index >= bad else 0)
         relative = 10 ** (-level / 20)
@@ -50,7 +52,9 @@ def picture(seed, size=17):
 def comparison(candidate="bundles/vit-digits-ort-cpu-int8", **changes):
     """A comparison with everything that the page shows."""
     found = modules()
-    stage = tuple(module.model_copy(update={"sqnr_db": (module.sqnr_db or 0) + 4}) for module in found if not module.failure)
+    stage = tuple(
+        module.model_copy(update={"sqnr_db": (module.sqnr_db or 0) + 4}) for module in found if not module.failure
+    )
     values = {
         "reference": "vit-digits", "candidate": candidate, "reference_ran_on": "torch 2.13.0+cpu eager fp32 cpu",
         "candidate_ran_on": "onnxruntime 1.32.0 CPUExecutionProvider", "inputs": "3 golden batches",

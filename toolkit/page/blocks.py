@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -10,7 +10,9 @@ from markupsafe import Markup
 
 from toolkit.page.words import exact
 
-__all__ = ["Block", "Cell", "Column", "Details", "Figure", "Group", "Note", "Picture", "Section", "Table", "number"]
+__all__ = [
+    "Block", "Cell", "Column", "Details", "Figure", "Group", "Note", "Picture", "Section", "Table", "foldable", "number",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,3 +107,10 @@ class Section:
     title: str
     lead: str
     blocks: tuple[Block, ...]
+
+
+def foldable(groups: Sequence[Group]) -> tuple[Block, ...]:
+    """One group as it is; of several, each opens on request: details of many bundles bury the page otherwise."""
+    if len(groups) < 2:
+        return tuple(groups)
+    return tuple(Details(group.title, group.blocks) for group in groups)

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.bundle.check import describe_status
 from toolkit.bundle.manifest import CHECK
 from toolkit.bundle.read import Bundle, golden
 from toolkit.compare.result import Histogram
@@ -103,7 +102,8 @@ def _open(bundle: Bundle) -> tuple[Session, str]:
         session = choice.open()
     except (UnsupportedError, MissingDependencyError) as error:
         session = open_graph(bundle)
-        return session, f"The engine did not run here ({error}); its graph was measured on {session.ran_on}."
-    if choice.executes:
-        return session, f"The engine was run again for this page, on {session.ran_on}."
-    return session, describe_status(bundle, session.ran_on, executes=False)
+        return session, f"The engine could not run here ({error}); its graph ran on {session.ran_on}"
+    if not choice.executes:
+        return session, f"Run again here: its graph, on {session.ran_on}"
+    first = " for the first time" if bundle.manifest.engine.status == "built" else " again"
+    return session, f"The engine ran here{first}, on {session.ran_on}"

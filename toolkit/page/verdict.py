@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from toolkit.bundle.check import describe_status
 from toolkit.console import byte_size
 from toolkit.drift.report import DriftReport, OutputDrift, StageDrift
 from toolkit.drift.table import task_words
@@ -20,14 +19,16 @@ _NOTABLE_DB = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """One bundle in a few sentences; `facts` are its key figures by name."""
+    """One bundle in a few sentences; `why` says why an engine did not run, `facts` are its key figures by name."""
 
     label: str
     target: str
     passed: bool
     sentence: str
     engine: str
+    why: str
     again: str
+    task: str
     facts: tuple[tuple[str, Cell], ...]
 
 
@@ -39,8 +40,10 @@ def verdict(subject: Subject) -> Verdict:
         target=subject.target,
         passed=subject.passed,
         sentence=_sentence(subject.drift, subject.rerun.drift),
-        engine=describe_status(subject.bundle, last.ran_on, executes=False),
+        engine=_engine(subject, last),
+        why=subject.bundle.manifest.engine.reason,
         again=_again(subject),
+        task=task_words(last.task),
         facts=_facts(subject, last),
     )
 
@@ -104,12 +107,23 @@ def _cost(drift: DriftReport) -> str:
     return f" Stage {stage} cost most, {decimals(loss, 1)} dB."
 
 
+def _engine(subject: Subject, last: StageDrift) -> str:
+    engine = subject.bundle.manifest.engine
+    if engine.status == "executed":
+        return f"The engine was executed: drift is its own, by {last.ran_on}."
+    if engine.status == "built":
+        return (
+            f"The engine was built by {engine.builder} and has not run: drift is that of its graph, by {last.ran_on}."
+        )
+    return f"There is no engine, only its graph: drift is that of the graph, by {last.ran_on}."
+
+
 def _again(subject: Subject) -> str:
     here = subject.rerun.drift
     if here is None:
-        return subject.rerun.told
+        return f"{subject.rerun.told}."
     judged = "passed" if here.passed else "FAILED"
-    return f"{subject.rerun.told} Golden inputs now: {decibels(here.worst().sqnr_db)}, {judged}."
+    return f"{subject.rerun.told}: {decibels(here.worst().sqnr_db)}, {judged}."
 
 
 def _facts(subject: Subject, last: StageDrift) -> tuple[tuple[str, Cell], ...]:
@@ -120,6 +134,4 @@ def _facts(subject: Subject, last: StageDrift) -> tuple[tuple[str, Cell], ...]:
         ("cosine", number(decimals(worst.cosine, 6), worst.cosine)),
         ("size", Cell(byte_size(size), str(size))),
     ]
-    if last.task:
-        facts.append(("task", Cell(task_words(last.task))))
     return tuple(facts)

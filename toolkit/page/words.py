@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["MISSING", "decibels", "decimals", "exact", "scientific", "short"]
+__all__ = ["MISSING", "counted", "decibels", "decimals", "exact", "scientific", "short"]
 
 MISSING = "\N{EN DASH}"
 
@@ -29,6 +29,11 @@ def scientific(value: float | None) -> str:
 def short(value: float | None) -> str:
     """Three significant digits, `0.0242` or `1.4e-06`."""
     return MISSING if value is None else _infinite(value) or f"{value:.3g}"
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 module`, `2 modules`."""
+    return f"{count} {noun}" + ("" if count == 1 else "s")
 
 
 def exact(value: float | None) -> str:

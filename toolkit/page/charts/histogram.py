@@ -12,7 +12,7 @@ from toolkit.page.words import short
 
 __all__ = ["histogram"]
 
-_WIDTH, _LEFT, _RIGHT, _TOP, _BOTTOM = 460.0, 50.0, 14.0, 10.0, 150.0
+_WIDTH, _LEFT, _RIGHT, _TOP, _BOTTOM = 360.0, 40.0, 10.0, 8.0, 140.0
 
 
 def histogram(ident: str, error: Histogram, unit: str) -> Markup:

@@ -33,8 +33,9 @@ def layer_chart(ident: str, comparison: Comparison) -> Markup:
     order = [module.module for module in comparison.modules]
     for index, stage in enumerate(comparison.stages):
         places = {module.module: module for module in stage.modules}
-        parts += plot.line([places.get(name) for name in order], f"series stage-{index % 3}")
+        parts += plot.line([places.get(name) for name in order], _style(index))
     parts += plot.line(comparison.modules, "series")
+    parts += _legend([stage.stage for stage in comparison.stages])
     parts += plot.first_bad(comparison)
     parts += [plot.point(index, module) for index, module in enumerate(comparison.modules)]
     title = f"SQNR of {len(order)} modules in order of execution"
@@ -98,6 +99,17 @@ class _Plot:
         yield element("line", x1=x, x2=x, y1=_TOP - 8, y2=_BOTTOM, class_="marker")
         words = f"first below: {shortened(comparison.first_bad, 44)}"
         yield text(words, x + (-5 if right else 5), _TOP - 10, "value bad-text", "end" if right else "start")
+
+
+def _style(index: int) -> str:
+    return f"series stage-{index % 3}"
+
+
+def _legend(stages: Sequence[str]) -> Iterator[Markup]:
+    for index, stage in enumerate(stages):
+        x = _LEFT + 8 + 120 * index
+        yield element("line", x1=x, x2=x + 22, y1=_BOTTOM + 30, y2=_BOTTOM + 30, class_=_style(index))
+        yield text(f"after {shortened(stage, 12)}", x + 28, _BOTTOM + 34, "tick")
 
 
 def _runs(modules: Sequence[ModuleDrift | None]) -> Iterator[list[tuple[int, float]]]:

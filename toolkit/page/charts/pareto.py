@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -46,15 +47,16 @@ def _points(trials: Sequence[Trial], *, timed: bool) -> list[_Point]:
     found = []
     for trial in trials:
         across = trial.median_ms if timed else trial.sqnr_db
-        if across is not None and trial.bytes is not None:
+        if across is not None and math.isfinite(across) and trial.bytes is not None:
             found.append(_Point(trial, across, trial.bytes / 1e6))
     return found
 
 
 def _padded(values: Sequence[float], start: float, end: float) -> Scale:
-    """From zero, so that twice as far is twice as much, with room above the largest."""
-    finite = [value for value in values if abs(value) != float("inf")]
-    return Scale(min([0.0, *finite]), max([1e-9, *finite]) * 1.12, start, end)
+    """With room on both sides of the points, and never below zero."""
+    finite = [value for value in values if math.isfinite(value)] or [0.0]
+    room = 0.25 * (max(finite) - min(finite) or max(finite) or 1.0)
+    return Scale(max(0.0, min(finite) - room), max(finite) + room, start, end)
 
 
 def _front(places: Sequence[tuple[float, float]]) -> Iterator[Markup]:

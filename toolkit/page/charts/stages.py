@@ -13,7 +13,8 @@ from toolkit.page.words import decibels
 
 __all__ = ["stage_chart"]
 
-_WIDTH, _LEFT, _RIGHT, _ROW, _BAR = 460.0, 74.0, 12.0, 40.0, 14.0
+_WIDTH, _LEFT, _RIGHT, _ROW, _BAR = 380.0, 74.0, 8.0, 42.0, 14.0
+_NOTABLE_DB = 0.05
 
 
 def stage_chart(ident: str, drift: DriftReport) -> Markup:
@@ -47,15 +48,17 @@ def _row(
         yield text("not comparable", zero + 6, middle + 4, "label bad-text")
         return
     end = scale.at(level)
-    if before is not None and scale.at(before) > end:
+    notable = lost is not None and lost >= _NOTABLE_DB
+    if before is not None and notable:
         yield _bar(end, scale.at(before), bar, "ghost")
     yield _bar(zero, end, bar, "bar" if stage.passed else "bar bad")
-    words = decibels(level) + (f", lost {lost:.1f}" if lost is not None and lost >= 0.05 else "")
+    words = decibels(level) + (f", lost {lost:.1f}" if notable else "")
     yield text(words, zero + 2, bar - 4, "value")
     gate = stage.gate.min_sqnr_db
     if gate is not None:
         at = scale.at(gate)
-        yield element("line", x1=at, x2=at, y1=bar - 3, y2=bar + _BAR + 3, class_="gate")
+        yield element("line", x1=at, x2=at, y1=bar, y2=bar + _BAR, class_="halo")
+        yield element("line", x1=at, x2=at, y1=bar - 1, y2=bar + _BAR + 7, class_="gate")
 
 
 def _bar(start: float, end: float, top: float, class_: str) -> Markup:

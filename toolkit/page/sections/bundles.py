@@ -82,7 +82,7 @@ _PROPERTIES: tuple[tuple[str, Callable[[Subject], Cell]], ...] = (
     ("relative L2", lambda subject: number(scientific(_worst(subject).relative_l2), _worst(subject).relative_l2)),
     ("max abs", lambda subject: number(scientific(_worst(subject).max_abs), _worst(subject).max_abs)),
     ("task", lambda subject: Cell(task_words(subject.drift.stages[-1].task) or "no task metric")),
-    ("gate", lambda subject: Cell(describe(subject.bundle.manifest.check_gate) or "none")),
+    ("gate", lambda subject: Cell(describe(subject.bundle.manifest.check_gate).replace(",", ", ") or "none")),
     ("what runs", _shipped),
     ("whole bundle", _whole),
     ("Linears quantized", _quantized),

@@ -13,9 +13,10 @@ from toolkit.page.words import decimals, exact, scientific, short
 
 __all__ = ["drift"]
 
+_NOW = "now"
 _COLUMNS = (
     Column("stage"), Column("output"), Column("SQNR, dB", True), Column("lost, dB", True), Column("cosine", True),
-    Column("relative L2", True), Column("max abs", True), Column("verdict"), Column("gate"), Column("ran on"),
+    Column("relative L2", True), Column("max abs", True), Column("gate, dB", True), Column("verdict"),
 )  # fmt: skip
 _TASK = (
     ("count", "rows"),
@@ -35,7 +36,8 @@ def drift(sources: Sources) -> Section:
     """For each bundle the chart, the outputs of each stage, the task metric, and what was measured again."""
     lead = (
         "Each stage's outputs against fp32 PyTorch on the bundle's golden inputs, at their worst. The solid bar is "
-        "what is left, the outlined one what the stage lost, the upright mark the gate."
+        "what is left, the outlined one what the stage lost, the upright mark the gate. The row `now` was measured for "
+        "this page; all others are those of the bundle's drift.json."
     )
     return Section(
         "drift", "Drift by stage", lead, tuple(_group(index, each) for index, each in enumerate(sources.subjects))
@@ -46,27 +48,41 @@ def _group(index: int, subject: Subject) -> Group:
     report = subject.drift
     chart = Figure(stage_chart(f"stages-{index}", report), f"Reference: {report.reference}")
     failures = [Note(f"{stage.stage}: {failure}") for stage in report.stages for failure in stage.failures]
-    blocks: list[Block] = [chart, *failures, _outputs(report), *_tasks(report)]
-    return Group(subject.label, (*blocks, *_again(subject)))
+    blocks: list[Block] = [chart, *failures, _outputs(report, subject.rerun.drift), *_tasks(report), _places(subject)]
+    return Group(subject.label, tuple(blocks))
 
 
-def _outputs(report: DriftReport) -> Table:
+def _outputs(report: DriftReport, here: StageDrift | None) -> Table:
     losses = report.added_loss_db()
-    rows = [row for stage, loss in zip(report.stages, losses, strict=True) for row in _rows(stage, loss)]
-    return Table("Outputs by stage, as drift.json has them", _COLUMNS, tuple(rows))
+    rows = [row for stage, loss in zip(report.stages, losses, strict=True) for row in _rows(stage, stage.stage, loss)]
+    return Table("Outputs by stage", _COLUMNS, (*rows, *(_rows(here, _NOW, None) if here else ())))
 
 
-def _rows(stage: StageDrift, lost: float | None) -> Iterator[tuple[Cell, ...]]:
+def _rows(stage: StageDrift, name: str, lost: float | None) -> Iterator[tuple[Cell, ...]]:
     for index, output in enumerate(stage.grouped()):
         first = index == 0
         yield (
-            Cell(stage.stage if first else ""),
+            Cell(name if first else ""),
             Cell(output.name, kind="name"),
-            *_metrics(stage.stage, output, lost if first else None),
-            (Cell("passed", kind="pass") if stage.passed else Cell("FAILED", kind="fail")) if first else Cell(""),
-            Cell(describe(stage.gate) or "none") if first else Cell(""),
-            Cell(stage.ran_on) if first else Cell(""),
+            *_metrics(name, output, lost if first else None),
+            *(_judged(stage, name) if first else (Cell(""), Cell(""))),
         )
+
+
+def _judged(stage: StageDrift, name: str) -> tuple[Cell, Cell]:
+    bound = stage.gate.min_sqnr_db
+    gate = number(f"{bound:g}" if bound is not None else "none", bound, stage=name, metric="min_sqnr_db")
+    return gate, Cell("passed", kind="pass") if stage.passed else Cell("FAILED", kind="fail")
+
+
+def _places(subject: Subject) -> Table:
+    here = subject.rerun.drift
+    stages = [(stage.stage, stage) for stage in subject.drift.stages] + ([(_NOW, here)] if here else [])
+    rows = tuple(
+        (Cell(name), Cell(stage.ran_on), Cell(describe(stage.gate).replace(",", ", ") or "none"))
+        for name, stage in stages
+    )
+    return Table("Where each stage ran, and its whole gate", (Column("stage"), Column("ran on"), Column("gate")), rows)
 
 
 def _metrics(stage: str, output: OutputDrift, lost: float | None) -> tuple[Cell, ...]:
@@ -128,28 +144,3 @@ def _greedy(stage: str, task: TaskDrift) -> Cell:
     agreement, steps = task.greedy.agreement, task.greedy.steps
     words = f"{decimals(100 * agreement, 1)}% of {steps}"
     return Cell(words, exact(agreement), data={"stage": stage, "metric": "greedy.agreement"})
-
-
-def _again(subject: Subject) -> Iterator[Block]:
-    here = subject.rerun.drift
-    if here is None:
-        return
-    yield Note(f"{subject.rerun.told} The last table is what it answers on the golden inputs now.")
-    rows = tuple(
-        (
-            Cell(output.name, kind="name"),
-            number(decimals(output.sqnr_db, 1), output.sqnr_db, stage="now", output=output.name, metric="sqnr_db"),
-            number(decimals(output.cosine, 6), output.cosine, stage="now", output=output.name, metric="cosine"),
-            number(scientific(output.max_abs), output.max_abs, stage="now", output=output.name, metric="max_abs"),
-            Cell("passed", kind="pass") if here.passed else Cell("FAILED", kind="fail"),
-        )
-        for output in here.grouped()
-    )
-    columns = (
-        Column("output"),
-        Column("SQNR, dB", True),
-        Column("cosine", True),
-        Column("max abs", True),
-        Column("gate"),
-    )
-    yield Table("Measured again for this page", columns, rows)

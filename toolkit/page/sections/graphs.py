@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from toolkit.compiled import built_engines
 from toolkit.console import byte_size
-from toolkit.page.blocks import Block, Cell, Column, Group, Note, Section, Table
+from toolkit.page.blocks import Block, Cell, Column, Group, Note, Section, Table, foldable
 from toolkit.page.sources import Sources, Subject
 from toolkit.page.words import MISSING
 
@@ -18,7 +18,9 @@ def graphs(sources: Sources) -> Section:
     lead = (
         "Operators of the canonical graph that was exported, and of the graph that ships in the runtime's own dialect."
     )
-    return Section("graphs", "Operators, weights and files", lead, tuple(map(_group, sources.subjects)))
+    return Section(
+        "graphs", "Operators, weights and files", lead, foldable([_group(each) for each in sources.subjects])
+    )
 
 
 def _group(subject: Subject) -> Group:

@@ -8,7 +8,7 @@ from toolkit.compare.result import Comparison, ModuleDrift
 from toolkit.page.blocks import Block, Cell, Column, Details, Figure, Group, Note, Section, Table, number
 from toolkit.page.charts.layers import layer_chart
 from toolkit.page.sources import Sources
-from toolkit.page.words import decibels, decimals, scientific, short
+from toolkit.page.words import counted, decibels, decimals, short
 
 __all__ = ["modules"]
 
@@ -41,7 +41,9 @@ def _group(index: int, comparison: Comparison) -> Group:
         blocks.append(Details(f"All {len(rows)} modules", (table,)))
     if comparison.skipped:
         blocks.append(
-            Details(f"{len(comparison.skipped)} modules that could not be looked at", (_skipped(comparison),))
+            Details(
+                f"{counted(len(comparison.skipped), 'module')} that could not be looked at", (_skipped(comparison),)
+            )
         )
     return Group(f"{comparison.candidate} against {comparison.reference}", tuple(blocks))
 
@@ -77,9 +79,9 @@ def _row(before: str, module: ModuleDrift) -> tuple[Cell, ...]:
         Cell(before + module.module, kind="name"),
         Cell(module.kind),
         of("sqnr_db", decimals(module.sqnr_db, 1), module.sqnr_db),
-        of("added", scientific(module.added), module.added),
+        of("added", short(module.added), module.added),
         of("cosine", decimals(module.cosine, 6), module.cosine),
-        of("relative_l2", scientific(module.relative_l2), module.relative_l2),
+        of("relative_l2", short(module.relative_l2), module.relative_l2),
         of("max_abs", short(module.max_abs), module.max_abs),
         _judged(module),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from toolkit.bundle.testdata import EVALUATION
-from toolkit.page.blocks import Block, Cell, Column, Details, Group, Section, Table
+from toolkit.page.blocks import Block, Cell, Column, Details, Group, Section, Table, foldable
 from toolkit.page.sources import Sources, Subject
 
 __all__ = ["provenance"]
@@ -17,7 +17,7 @@ _RECIPE = "recipe.yaml"
 def provenance(sources: Sources) -> Section:
     """A group a bundle."""
     lead = "Every hash below was computed again before this page was drawn; a bundle that differs is refused."
-    return Section("provenance", "Provenance", lead, tuple(map(_group, sources.subjects)))
+    return Section("provenance", "Provenance", lead, foldable([_group(each) for each in sources.subjects]))
 
 
 def _group(subject: Subject) -> Group:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from toolkit.page.blocks import Block, Cell, Column, Details, Group, Section, Table
+from toolkit.page.blocks import Block, Cell, Column, Details, Group, Section, Table, foldable
 from toolkit.page.sources import Sources, Subject
 
 __all__ = ["steps"]
@@ -14,7 +14,7 @@ _LONG = 160
 def steps(sources: Sources) -> Section:
     """A table a bundle; a reason that runs to pages opens on request."""
     lead = "Every rewrite with the number of nodes it changed. What a stage did not do is not there."
-    return Section("steps", "Steps", lead, tuple(map(_group, sources.subjects)))
+    return Section("steps", "Steps", lead, foldable([_group(each) for each in sources.subjects]))
 
 
 def _group(subject: Subject) -> Group:
