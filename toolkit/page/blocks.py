@@ -11,7 +11,8 @@ from markupsafe import Markup
 from toolkit.page.words import exact
 
 __all__ = [
-    "Block", "Cell", "Column", "Details", "Figure", "Group", "Note", "Picture", "Section", "Table", "foldable", "number",
+    "Block", "Cell", "Column", "Details", "Figure", "Group", "Note", "Picture", "Section", "Table", "foldable",
+    "number",
 ]  # fmt: skip
 
 

@@ -11,4 +11,4 @@ __all__ = ["compare_subject"]
 def compare_subject(subject: Subject) -> Comparison | str:
     """The comparison, or why there is none."""
     del subject
-    return "give what `toolkit compare` wrote with --compare FILE"
+    return "give what toolkit compare wrote with --compare FILE"

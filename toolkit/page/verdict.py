@@ -112,9 +112,7 @@ def _engine(subject: Subject, last: StageDrift) -> str:
     if engine.status == "executed":
         return f"The engine was executed: drift is its own, by {last.ran_on}."
     if engine.status == "built":
-        return (
-            f"The engine was built by {engine.builder} and has not run: drift is that of its graph, by {last.ran_on}."
-        )
+        return f"Built by {engine.builder}, the engine has not run: drift is that of its graph, by {last.ran_on}."
     return f"There is no engine, only its graph: drift is that of the graph, by {last.ran_on}."
 
 

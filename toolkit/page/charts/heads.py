@@ -32,8 +32,8 @@ def head_map(ident: str, heads: Sequence[HeadDrift]) -> Markup:
     size = (_LEFT + _CELL * len(columns) + 8, _TOP + _ROW * len(modules) + 8)
     worst = max(heads, key=lambda head: head.divergence)
     described = (
-        f"{len(modules)} layers of up to {len(columns)} heads; the largest divergence is {short(worst.divergence)} nats, "
-        f"in head {worst.head} of {worst.module}."
+        f"{len(modules)} layers of up to {len(columns)} heads; the largest divergence is "
+        f"{short(worst.divergence)} nats, in head {worst.head} of {worst.module}."
     )
     return chart(ident, "Divergence of attention by layer and head", described, size, parts)
 

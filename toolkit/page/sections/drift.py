@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from toolkit.drift.gates import describe
 from toolkit.drift.report import DriftReport, OutputDrift, StageDrift, TaskDrift
-from toolkit.page.blocks import Block, Cell, Column, Figure, Group, Note, Section, Table, number
+from toolkit.page.blocks import Block, Cell, Column, Details, Figure, Group, Note, Section, Table, number
 from toolkit.page.charts.stages import stage_chart
 from toolkit.page.sources import Sources, Subject
 from toolkit.page.words import decimals, exact, scientific, short
@@ -36,7 +36,7 @@ def drift(sources: Sources) -> Section:
     """For each bundle the chart, the outputs of each stage, the task metric, and what was measured again."""
     lead = (
         "Each stage's outputs against fp32 PyTorch on the bundle's golden inputs, at their worst. The solid bar is "
-        "what is left, the outlined one what the stage lost, the upright mark the gate. The row `now` was measured for "
+        "what is left, the outlined one what the stage lost, the upright mark the gate. The row now was measured for "
         "this page; all others are those of the bundle's drift.json."
     )
     return Section(
@@ -48,7 +48,13 @@ def _group(index: int, subject: Subject) -> Group:
     report = subject.drift
     chart = Figure(stage_chart(f"stages-{index}", report), f"Reference: {report.reference}")
     failures = [Note(f"{stage.stage}: {failure}") for stage in report.stages for failure in stage.failures]
-    blocks: list[Block] = [chart, *failures, _outputs(report, subject.rerun.drift), *_tasks(report), _places(subject)]
+    blocks: list[Block] = [
+        chart,
+        *failures,
+        _outputs(report, subject.rerun.drift),
+        *_tasks(report),
+        Details("Where each stage ran, and its whole gate", (_places(subject),)),
+    ]
     return Group(subject.label, tuple(blocks))
 
 
@@ -82,7 +88,7 @@ def _places(subject: Subject) -> Table:
         (Cell(name), Cell(stage.ran_on), Cell(describe(stage.gate).replace(",", ", ") or "none"))
         for name, stage in stages
     )
-    return Table("Where each stage ran, and its whole gate", (Column("stage"), Column("ran on"), Column("gate")), rows)
+    return Table("Stages", (Column("stage"), Column("ran on"), Column("gate")), rows)
 
 
 def _metrics(stage: str, output: OutputDrift, lost: float | None) -> tuple[Cell, ...]:

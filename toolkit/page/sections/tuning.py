@@ -26,7 +26,7 @@ def tuning(sources: Sources) -> Section:
         "Speed is the median of interleaved rounds on one machine; the range is the 10th to 90th percentile of rounds."
     )
     groups = tuple(_group(index, each) for index, each in enumerate(sources.tunings))
-    why = "No search was given; `toolkit tune` makes one, --tune FILE shows it here."
+    why = "No search was given: toolkit tune makes one, and --tune FILE shows it here."
     return Section("tuning", "Search for a recipe", lead, groups or (Note(why, missing=True),))
 
 
