@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import xml.etree.ElementTree as ET
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -67,7 +68,7 @@ def test_a_place_is_inside_the_chart_and_the_ends_are_the_ends(low, high, value)
 def test_ticks_are_few_evenly_spaced_and_inside(low, span):
     ticks = Scale(low, low + span, 0, 100).ticks()
     assert 2 <= len(ticks) <= 8
-    steps = {round((right - left) / span, 6) for left, right in zip(ticks, ticks[1:], strict=False)}
+    steps = {round((right - left) / span, 6) for left, right in pairwise(ticks)}
     assert len(steps) <= 1 or max(steps) - min(steps) <= 2e-6
     assert all(low - 1e-6 * span <= tick <= low + span * (1 + 1e-6) for tick in ticks)
 
@@ -170,7 +171,7 @@ def test_a_histograms_bars_are_as_high_as_their_counts():
 def test_what_overflows_is_named_and_lies_beyond_the_largest_float16():
     chart = range_chart("c", modules())
     (over,) = [each for each in marked(chart, "ring") if "bad" in each.get("class")]
-    (limit,) = [each for each in marked(chart, "gate")]
+    (limit,) = marked(chart, "gate")
     assert float(over.get("cx")) > float(limit.get("x1"))
     assert f"overflow {HARMED}" in words(chart)
     assert all(float(each.get("cx")) < float(limit.get("x1")) for each in marked(chart, "dot"))
