@@ -8,6 +8,7 @@ from typing import Literal, Self
 
 from pydantic import Field, FiniteFloat, NonNegativeInt, model_validator
 
+from toolkit.atomic import write_whole
 from toolkit.document import Frozen, read_document
 from toolkit.drift.report import Metric
 
@@ -20,6 +21,7 @@ __all__ = [
     "ModuleDrift",
     "StageModules",
     "read_comparison",
+    "write_comparison",
 ]
 
 SCHEMA_VERSION = 1
@@ -125,6 +127,11 @@ class Comparison(Frozen):
     stages: tuple[StageModules, ...] = ()
     skipped: dict[str, str] = Field(default_factory=dict)
     error: Histogram | None = None
+
+
+def write_comparison(comparison: Comparison, path: Path) -> None:
+    """Write the comparison as indented JSON, infinities as text. Raises UsageError where the file cannot be written."""
+    write_whole(path, comparison.model_dump_json(indent=2) + "\n")
 
 
 def read_comparison(path: Path) -> Comparison:
