@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from toolkit.commands import example, json_option
+from toolkit.errors import UsageError
 
 if TYPE_CHECKING:
     from toolkit.page.sources import Sources
@@ -46,12 +47,15 @@ def command(
     The page is one file that loads nothing and needs no script. Each bundle's hashes are verified first, and its golden
     inputs are run again. The exit code says whether the page was written; gates are for `toolkit check`.
     """
+    from toolkit.atomic import write_whole
     from toolkit.page.gather import gather
     from toolkit.page.render import render
-    from toolkit.page.write import write_page
 
+    if output.is_dir() or not output.absolute().parent.is_dir():
+        # Before anything is measured, which may take minutes.
+        raise UsageError(f"cannot write {output}", hint="Give a file name in an existing folder: --output report.html.")
     sources = gather(bundles, compared, tuned, layers=not no_layers)
-    write_page(render(sources), output)
+    write_whole(output, render(sources))
     _tell(sources, output, as_json)
     if opens == "yes":
         click.launch(str(output))
