@@ -8,6 +8,7 @@ import json
 import math
 import re
 import stat
+import sys
 
 import numpy as np
 import pytest
@@ -46,6 +47,14 @@ def bundles(tmp_path_factory):
         "moved": image_bundle(root / "moved", spoil=0.5),
         "built": image_bundle(root / "built", status="built", gate=GATE),
     }
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    root = tmp_path_factory.mktemp("exported")
+    result = toolkit("export", "--model", "vit-digits", "--target", "ort-cpu-int8", "--output", root)
+    assert result.exit_code == 0, result.output
+    return root / "vit-digits-ort-cpu-int8"
 
 
 def toolkit(*arguments):
@@ -163,14 +172,11 @@ def test_every_drift_figure_is_that_of_drift_json(tmp_path):
 
 
 @pytest.mark.heavy
-def test_the_page_of_a_real_export_is_that_of_its_files(tmp_path):
-    result = toolkit("export", "--model", "vit-digits", "--target", "ort-cpu-int8", "--output", tmp_path)
-    assert result.exit_code == 0, result.output
-    folder = tmp_path / "vit-digits-ort-cpu-int8"
-    page = page_of(folder)
-    report = json.loads((folder / "drift.json").read_text(encoding="utf-8"))
+def test_the_page_of_a_real_export_is_that_of_its_files(exported):
+    page = page_of(exported)
+    report = json.loads((exported / "drift.json").read_text(encoding="utf-8"))
     assert_same(shown_figures(page), expected_figures(report))
-    manifest = Manifest.model_validate_json((folder / "manifest.json").read_text(encoding="utf-8"))
+    manifest = Manifest.model_validate_json((exported / "manifest.json").read_text(encoding="utf-8"))
     assert manifest.canonical["toolkit"]["FusedAttention"] == 4
     assert "toolkit::FusedAttention" in page.text
     assert "vit-digits-ort-cpu-int8 keeps its gates" in page.text
@@ -244,7 +250,12 @@ def test_modules_attention_and_ranges_of_a_comparison(bundles):
     assert [float(each.value) for each in heads] == [head.divergence for head in given.attention]
     largest = page.figures("ranges", metric="candidate_absmax")
     assert [float(each.value) for each in largest] == [module.candidate_absmax for module in given.modules[1:-1]]
-    for words in (f"The first module below 20 dB is {HARMED}", f"1 overflow: {HARMED}", "holds NaN in 3 of 640 values"):
+    for words in (
+        f"The first module below 20 dB is {HARMED}",
+        "1 module overflow",
+        f"number type: {HARMED}",
+        "holds NaN in 3 of 640 values",
+    ):
         assert words in page.text
     pictures = [given["src"] for tag, given in page.tags if tag == "img"]
     assert [base64.b64decode(source.partition(",")[2]) for source in pictures] == [
@@ -487,3 +498,25 @@ def test_bundle_is_what_open_bundle_opened(bundles):
     (subject,) = open_subjects([bundles["image"]])
     assert subject.bundle == open_bundle(bundles["image"])
     assert subject.label == "image"
+
+
+@pytest.mark.heavy
+def test_modules_are_compared_here_where_the_reference_can_be_loaded(exported):
+    sources = gather([exported], [], [], layers=True)
+    assert sources.unmeasured == ()
+    (made,) = sources.comparisons
+    page = Page(render(sources))
+    assert "vit.layers.0.attention.q_proj" in {each.of["module"] for each in page.figures("modules", metric="sqnr_db")}
+    assert [float(each.value) for each in page.figures("ranges", metric="weight_absmax")] == [
+        module.weight_absmax for module in made.modules if module.weight_absmax is not None
+    ]
+
+
+def test_a_model_that_is_code_is_not_imported_because_a_bundle_names_it(tmp_path, monkeypatch):
+    (tmp_path / "trap.py").write_text("raise SystemExit('imported')\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = image_bundle(tmp_path / "bundle", family="module", source_name="trap:make")
+    ((label, reason),) = gather([folder], [], [], layers=True).unmeasured
+    assert label == "bundle"
+    assert "Python code (trap:make)" in reason
+    assert "trap" not in sys.modules

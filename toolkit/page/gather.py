@@ -7,7 +7,7 @@ from pathlib import Path
 
 from toolkit.compare.result import Comparison, read_comparison
 from toolkit.page.layers import compare_subject
-from toolkit.page.sources import Sources, Subject, open_subjects, open_tuning
+from toolkit.page.sources import Sources, Subject, is_of, open_subjects, open_tuning
 
 __all__ = ["gather"]
 
@@ -28,7 +28,7 @@ def _made(subjects: Sequence[Subject], given: Sequence[Comparison]) -> tuple[lis
     made: list[Comparison] = []
     unmeasured: list[tuple[str, str]] = []
     for subject in subjects:
-        if any(_is_of(subject, comparison) for comparison in given):
+        if any(is_of(subject, comparison) for comparison in given):
             continue
         answer = compare_subject(subject)
         if isinstance(answer, Comparison):
@@ -36,8 +36,3 @@ def _made(subjects: Sequence[Subject], given: Sequence[Comparison]) -> tuple[lis
         else:
             unmeasured.append((subject.label, answer))
     return made, unmeasured
-
-
-def _is_of(subject: Subject, comparison: Comparison) -> bool:
-    """Whether the candidate is this bundle: by the name of its folder, whatever path was given."""
-    return Path(comparison.candidate).name == subject.bundle.folder.resolve().name

@@ -16,7 +16,7 @@ from toolkit.inspection import Inspection, inspect_graph
 from toolkit.page.rerun import Rerun, rerun
 from toolkit.tune.result import TuneResult, read_tuning
 
-__all__ = ["Sources", "Subject", "open_subjects", "open_tuning"]
+__all__ = ["Sources", "Subject", "is_of", "open_subjects", "open_tuning", "title_of"]
 
 _TUNING = "tune.json"
 
@@ -54,6 +54,16 @@ class Sources:
     unmeasured: tuple[tuple[str, str], ...] = ()
 
 
+def is_of(subject: Subject, comparison: Comparison) -> bool:
+    """Whether the candidate is this bundle: by the name of its folder, whatever path was given."""
+    return _last(comparison.candidate) == subject.bundle.folder.resolve().name
+
+
+def title_of(comparison: Comparison) -> str:
+    """Both sides in short, without the folders that they lie in."""
+    return f"{_last(comparison.candidate)} against {_last(comparison.reference)}"
+
+
 def open_subjects(folders: Sequence[Path]) -> tuple[Subject, ...]:
     """Each bundle once, its hashes verified before anything of it runs.
 
@@ -72,6 +82,10 @@ def open_subjects(folders: Sequence[Path]) -> tuple[Subject, ...]:
 def open_tuning(path: Path) -> TuneResult:
     """A search's result, by its file or its folder. Raises UsageError where there is none."""
     return read_tuning(path / _TUNING if path.is_dir() else path)
+
+
+def _last(path: str) -> str:
+    return Path(path).name or path
 
 
 def _subject(bundle: Bundle, label: str) -> Subject:

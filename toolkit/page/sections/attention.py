@@ -6,7 +6,7 @@ from toolkit.compare.result import AttentionPicture, Comparison
 from toolkit.page.blocks import Block, Cell, Column, Details, Figure, Group, Note, Picture, Section, Table, number
 from toolkit.page.charts.heads import head_map
 from toolkit.page.picture import png_address
-from toolkit.page.sources import Sources
+from toolkit.page.sources import Sources, title_of
 from toolkit.page.words import decimals, short
 
 __all__ = ["attention"]
@@ -41,7 +41,7 @@ def _group(index: int, comparison: Comparison) -> Group:
         blocks.append(Figure(chart, "Divergence in nats; the deeper the colour, the larger.", wide=True))
         blocks.append(Details(f"All {len(comparison.attention)} heads", (_figures(comparison),)))
     blocks += [_pair(picture) for picture in comparison.pictures]
-    return Group(f"{comparison.candidate} against {comparison.reference}", tuple(blocks))
+    return Group(title_of(comparison), tuple(blocks))
 
 
 def _figures(comparison: Comparison) -> Table:

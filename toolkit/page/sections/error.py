@@ -6,7 +6,7 @@ from toolkit.compare.result import Comparison, Histogram
 from toolkit.page.blocks import Block, Cell, Column, Details, Figure, Group, Note, Section, Table, number
 from toolkit.page.charts.histogram import histogram
 from toolkit.page.rerun import ErrorStatistics
-from toolkit.page.sources import Sources, Subject
+from toolkit.page.sources import Sources, Subject, is_of, title_of
 from toolkit.page.words import short
 
 __all__ = ["error"]
@@ -15,13 +15,16 @@ _COLUMNS = (Column("from", True), Column("to", True), Column("values", True))
 
 
 def error(sources: Sources) -> Section:
-    """A histogram a bundle from its golden inputs, and one for each comparison that has one."""
+    """A histogram a bundle from its golden inputs, and one for each comparison of something else that has one."""
     lead = (
         "Candidate less reference, value by value, in the output's own unit. A long tail is worse than a wide middle."
     )
     here = [_here(index, subject) for index, subject in enumerate(sources.subjects)]
+    measured = [subject for subject in sources.subjects if subject.rerun.error]
     others = [
-        _compared(index, each, each.error) for index, each in enumerate(sources.comparisons) if each.error is not None
+        _compared(index, each, each.error)
+        for index, each in enumerate(sources.comparisons)
+        if each.error is not None and not any(is_of(subject, each) for subject in measured)
     ]
     return Section("error", "Distribution of the error", lead, (Group("", (*here, *others), beside=True),))
 
@@ -49,7 +52,7 @@ def _compared(index: int, comparison: Comparison, found: Histogram) -> Group:
         Figure(chart, f"{sum(found.counts)} values on {comparison.inputs}."),
         _figures(found),
     )
-    return Group(f"{comparison.candidate} against {comparison.reference}", blocks)
+    return Group(title_of(comparison), blocks)
 
 
 def _figures(found: Histogram) -> Details:

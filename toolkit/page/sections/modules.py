@@ -7,11 +7,12 @@ from collections.abc import Iterator, Sequence
 from toolkit.compare.result import Comparison, ModuleDrift
 from toolkit.page.blocks import Block, Cell, Column, Details, Figure, Group, Note, Section, Table, number
 from toolkit.page.charts.layers import layer_chart
-from toolkit.page.sources import Sources
+from toolkit.page.sources import Sources, title_of
 from toolkit.page.words import counted, decibels, decimals, short
 
 __all__ = ["modules"]
 
+_GUILTY = 8
 _COLUMNS = (
     Column("module"), Column("kind"), Column("SQNR, dB", True), Column("noise added", True), Column("cosine", True),
     Column("relative L2", True), Column("max abs", True), Column("verdict"),
@@ -45,7 +46,7 @@ def _group(index: int, comparison: Comparison) -> Group:
                 f"{counted(len(comparison.skipped), 'module')} that could not be looked at", (_skipped(comparison),)
             )
         )
-    return Group(f"{comparison.candidate} against {comparison.reference}", tuple(blocks))
+    return Group(title_of(comparison), tuple(blocks))
 
 
 def _told(comparison: Comparison) -> str:
@@ -61,12 +62,16 @@ def _told(comparison: Comparison) -> str:
 
 def _caption(comparison: Comparison) -> str:
     stages = ", ".join(f"{stage.stage} ({stage.ran_on})" for stage in comparison.stages)
-    return f"Thin lines are the same modules after: {stages}." if stages else "Hover a point for its module."
+    return (
+        f"Thin lines are the same modules after: {stages}."
+        if stages
+        else "The numbers are places in the list of all modules."
+    )
 
 
 def _guilty(comparison: Comparison) -> Iterator[Block]:
     found = {module.module: module for module in comparison.modules}
-    guilty = [found[name] for name in comparison.guilty if name in found]
+    guilty = [found[name] for name in comparison.guilty if name in found][:_GUILTY]
     if guilty:
         yield Table("Modules that add most noise, worst first", _COLUMNS, tuple(_row("", module) for module in guilty))
 

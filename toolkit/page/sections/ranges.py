@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from toolkit.compare.result import Comparison, ModuleDrift
-from toolkit.page.blocks import Block, Cell, Column, Details, Figure, Group, Note, Section, Table, number
+from toolkit.page.blocks import Block, Cell, Column, Details, Figure, Group, Note, Section, Table, foldable, number
 from toolkit.page.charts.ranges import range_chart, widest
-from toolkit.page.sources import Sources
-from toolkit.page.words import short
+from toolkit.page.sources import Sources, title_of
+from toolkit.page.words import counted, short
 
 __all__ = ["ranges"]
 
@@ -22,7 +22,7 @@ def ranges(sources: Sources) -> Section:
         "The largest magnitude of each module's weight (square), of its output in the reference (dot) and in the "
         "candidate (ring). What lies beyond the candidate's number type is marked as overflow."
     )
-    groups = tuple(_group(index, each) for index, each in enumerate(sources.comparisons) if widest(each.modules))
+    groups = foldable([_group(index, each) for index, each in enumerate(sources.comparisons) if widest(each.modules)])
     why = "Ranges come from a comparison by module; none was given or made here."
     return Section("ranges", "Ranges of weights and activations", lead, groups or (Note(why, missing=True),))
 
@@ -30,13 +30,13 @@ def ranges(sources: Sources) -> Section:
 def _group(index: int, comparison: Comparison) -> Group:
     shown = widest(comparison.modules)
     over = [module.module for module in comparison.modules if module.overflow]
-    told = f"{len(over)} overflow: {', '.join(over)}." if over else "Nothing overflows."
-    blocks: list[Block] = [Note(told)]
+    blocks: list[Block] = [Note(f"Beyond the candidate's number type: {', '.join(over)}.")] if over else []
     caption = f"The {len(shown)} largest of {len(comparison.modules)} modules, in order of execution."
     blocks.append(Figure(range_chart(f"ranges-{index}", comparison.modules), caption, wide=True))
     table = Table("Largest magnitudes", _COLUMNS, tuple(map(_row, comparison.modules)))
     blocks.append(Details(f"Magnitudes of all {len(comparison.modules)} modules", (table,)))
-    return Group(f"{comparison.candidate} against {comparison.reference}", tuple(blocks))
+    told = f"{counted(len(over), 'module')} overflow" if over else "nothing overflows"
+    return Group(f"{title_of(comparison)}: {told}", tuple(blocks))
 
 
 def _row(module: ModuleDrift) -> tuple[Cell, ...]:
