@@ -251,7 +251,7 @@ def test_modules_attention_and_ranges_of_a_comparison(bundles):
     largest = page.figures("ranges", metric="candidate_absmax")
     assert [float(each.value) for each in largest] == [module.candidate_absmax for module in given.modules[1:-1]]
     for words in (
-        f"The first module below 20 dB is {HARMED}",
+        f"7 modules of 26 below 20 dB, the first is {HARMED}",
         "1 module overflow",
         f"number type: {HARMED}",
         "holds NaN in 3 of 640 values",

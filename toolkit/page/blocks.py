@@ -22,7 +22,7 @@ class Cell:
 
     text: str
     value: str = ""
-    kind: Literal["", "pass", "fail", "name", "differs"] = ""
+    kind: Literal["", "pass", "fail", "name", "differs", "token"] = ""
     data: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -27,7 +27,7 @@ def layer_chart(ident: str, comparison: Comparison) -> Markup:
     plot = _Plot.of(comparison)
     parts = [
         *grid(plot.y, (_LEFT, plot.width - _RIGHT)),
-        *plot.threshold(comparison.threshold_db),
+        plot.threshold(comparison.threshold_db),
         *plot.positions(len(comparison.modules)),
     ]
     order = [module.module for module in comparison.modules]
@@ -38,6 +38,9 @@ def layer_chart(ident: str, comparison: Comparison) -> Markup:
     parts += _legend([stage.stage for stage in comparison.stages])
     parts += plot.first_bad(comparison)
     parts += [plot.point(index, module) for index, module in enumerate(comparison.modules)]
+    # Over the lines, with a halo of its own.
+    level = comparison.threshold_db
+    parts.append(text(f"threshold {level:g} dB", plot.width - _RIGHT, plot.y.at(level) - 6, "value gate-text", "end"))
     title = f"SQNR of {len(order)} modules in order of execution"
     return chart(ident, title, _described(comparison), (plot.width, _BOTTOM + _BELOW), parts)
 
@@ -63,10 +66,9 @@ class _Plot:
             Scale(low, high, _BOTTOM, _TOP),
         )
 
-    def threshold(self, level: float) -> Iterator[Markup]:
+    def threshold(self, level: float) -> Markup:
         at = self.y.at(level)
-        yield element("line", x1=_LEFT, x2=self.width - _RIGHT, y1=at, y2=at, class_="gate")
-        yield text(f"threshold {level:g} dB", self.width - _RIGHT, at - 5, "value gate-text", "end")
+        return element("line", x1=_LEFT, x2=self.width - _RIGHT, y1=at, y2=at, class_="gate")
 
     def positions(self, count: int) -> Iterator[Markup]:
         every = max(1, math.ceil(count / _LABELLED))

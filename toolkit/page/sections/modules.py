@@ -50,14 +50,18 @@ def _group(index: int, comparison: Comparison) -> Group:
 
 
 def _told(comparison: Comparison) -> str:
-    ran = f"{comparison.reference_ran_on} and {comparison.candidate_ran_on}, on {comparison.inputs}."
+    ran = (
+        f"Reference: {comparison.reference_ran_on}; candidate: {comparison.candidate_ran_on}; inputs: "
+        f"{comparison.inputs}."
+    )
     measured = [module for module in comparison.modules if module.sqnr_db is not None]
     if comparison.first_bad is None:
         worst = min(measured, key=lambda module: module.sqnr_db or 0.0, default=None)
         lowest = f" The lowest is {worst.module}, {decibels(worst.sqnr_db)}." if worst else ""
         return f"No module is below {comparison.threshold_db:g} dB.{lowest} {ran}"
     bad = sum(module.bad for module in comparison.modules)
-    return f"The first module below {comparison.threshold_db:g} dB is {comparison.first_bad}; {bad} are. {ran}"
+    below = f"{counted(bad, 'module')} of {len(comparison.modules)} below {comparison.threshold_db:g} dB"
+    return f"{below}, the first is {comparison.first_bad}. {ran}"
 
 
 def _caption(comparison: Comparison) -> str:

@@ -51,7 +51,7 @@ def _told(result: TuneResult) -> str:
 def _row(trial: Trial, result: TuneResult) -> tuple[Cell, ...]:
     return (
         Cell(str(trial.index), str(trial.index)),
-        Cell(trial.target),
+        Cell(trial.target, kind="token"),
         Cell(_spelled(trial.quantization) or "nothing"),
         number(decimals(trial.sqnr_db, 1), trial.sqnr_db, trial=str(trial.index), metric="sqnr_db"),
         number(decimals(trial.cosine, 6), trial.cosine, trial=str(trial.index), metric="cosine"),
