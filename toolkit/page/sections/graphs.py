@@ -24,7 +24,11 @@ def graphs(sources: Sources) -> Section:
 
 
 def _group(subject: Subject) -> Group:
-    blocks: list[Block] = [Note(_told(subject)), _operators(subject), _weights(subject), _files(subject)]
+    blocks: list[Block] = [
+        Note(_told(subject)),
+        _operators(subject),
+        Group("", (_weights(subject), _files(subject)), beside=True),
+    ]
     engines = built_engines(subject.bundle.manifest.engine.details)
     if engines:
         rows = tuple(

@@ -16,7 +16,7 @@ _RECIPE = "recipe.yaml"
 
 def provenance(sources: Sources) -> Section:
     """A group a bundle."""
-    lead = "Every hash below was computed again before this page was drawn; a bundle that differs is refused."
+    lead = "The hash of every file was computed again before this page was drawn; a bundle that differs is refused."
     return Section("provenance", "Provenance", lead, foldable([_group(each) for each in sources.subjects]))
 
 
@@ -43,7 +43,7 @@ def _facts(subject: Subject) -> Iterator[tuple[str, str]]:
     if manifest.allow_unfused:
         yield "attention not fused", ", ".join(manifest.allow_unfused)
     if calibration:
-        yield "calibration", f"{calibration.count} from {calibration.source}"
+        yield "calibration", f"{calibration.count} samples, {calibration.method}: {calibration.source}"
         yield "calibration, SHA-256", calibration.sha256 or "not recorded"
     else:
         yield "calibration", "none: this scheme needs no data"
