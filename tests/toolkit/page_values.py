@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import math
 from io import BytesIO
 
@@ -10,6 +11,9 @@ import numpy as np
 from PIL import Image
 
 from toolkit.compare.result import AttentionPicture, Comparison, HeadDrift, Histogram, ModuleDrift, StageModules
+from toolkit.drift.gates import judge
+from toolkit.drift.report import DriftReport, GreedyDrift, OutputDrift, StageDrift, TaskDrift
+from toolkit.hashing import file_sha256
 from toolkit.tune.result import Trial, TuneResult
 from toolkit.types import Gate
 
@@ -108,3 +112,44 @@ def tuning(**changes):
         "trials": trials, "pareto": (1,), "winner": 1, "verdict": "int8 pays here: 1.51 times as fast as fp32.",
     }  # fmt: skip
     return TuneResult.model_validate(values | changes)
+
+
+def rewrite(folder, name, content):
+    """Put other content into a bundle as its owner could: with a manifest that agrees."""
+    (folder / name).unlink()
+    (folder / name).write_text(content, encoding="utf-8")
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    manifest["files"][name] = {"sha256": file_sha256(folder / name), "bytes": (folder / name).stat().st_size}
+    path.write_text(json.dumps(manifest), encoding="utf-8")
+
+
+def several_stages():
+    """Three stages with a cache, an exact output, a language task with greedy text, and a broken gate."""
+
+    def outputs(level):
+        cache = [(f"present.{index}.{side}", level + index) for index in range(2) for side in ("key", "value")]
+        made = [("logits", level), *cache]
+        return tuple(
+            OutputDrift(
+                name=name, sqnr_db=value, cosine=1 - 10 ** (-value / 10), relative_l2=10 ** (-value / 20),
+                max_abs=1 / value,
+            )
+            for name, value in made
+        )  # fmt: skip
+
+    task = TaskDrift(
+        metric="language", output="logits", count=1024, reference_perplexity=12.25, candidate_perplexity=12.875,
+        perplexity_ratio=12.875 / 12.25, kl=0.0123456789, kl_is_lower_bound=True, top1_agreement=0.9375,
+        greedy=GreedyDrift(steps=64, agreement=0.8125, first_divergence=(3, None)),
+    )  # fmt: skip
+    exact = OutputDrift(name="logits", sqnr_db=math.inf, cosine=1, relative_l2=0, max_abs=0)
+    last = StageDrift(stage="engine", ran_on="onnxruntime 1 CPU", outputs=outputs(17.123456789), task=task)
+    return DriftReport.of(
+        "torch 2 eager fp32 cpu",
+        [
+            StageDrift(stage="export", ran_on="onnxruntime 1 CPU", outputs=(exact,), gate=Gate(min_sqnr_db=90.0)),
+            StageDrift(stage="quantize", ran_on="onnxruntime 1 CPU", outputs=outputs(31.25), gate=Gate(min_sqnr_db=18)),
+            judge(last, Gate(min_sqnr_db=18.0, max_kl=0.05)),
+        ],
+    )
