@@ -35,7 +35,7 @@ def marked(chart, class_):
 
 
 def words(chart):
-    return [each.text for each in parsed(chart).iter(f"{SVG}text")]
+    return [" ".join(each.text.split()) for each in parsed(chart).iter(f"{SVG}text")]
 
 
 def drift(*levels, gate=18.0):
@@ -191,19 +191,29 @@ def test_of_many_ranges_the_overflow_and_the_largest_are_shown():
 
 
 def test_the_pareto_marks_the_winner_and_the_front_and_skips_what_was_not_timed():
-    chart = pareto_chart("c", tuning(pareto=(1, 0)))
+    chart = pareto_chart("c", tuning(pareto=(1, 2, 0), objective="speed"), "speed")
     drawn = [each.text for each in parsed(chart).iter(f"{SVG}title")]
     assert [each.partition(",")[0] for each in drawn[1:]] == ["trial 0", "trial 1", "trial 2"]
     assert len(marked(chart, "winner")) == 1
-    assert {"1 winner", "0 fp32", "2"} <= set(words(chart))
+    assert {"1 winner", "0 fp32", "2", "gate 18 dB"} <= set(words(chart))
     (front,) = marked(chart, "series")
-    assert len(front.get("points").split()) == 2
+    places = [tuple(map(float, point.split(","))) for point in front.get("points").split()]
+    # Along the front, closer to the reference is slower.
+    assert places == sorted(places)
+    assert [y for _, y in places] == sorted(y for _, y in places)
+    (gate,) = marked(chart, "gate")
+    assert all(float(dot.get("cx")) > float(gate.get("x1")) for dot in marked(chart, "dot"))
 
 
-def test_a_search_without_times_is_drawn_by_closeness_and_one_with_nothing_not_at_all():
-    untimed = [each.model_copy(update={"median_ms": None}) for each in tuning().trials]
-    chart = pareto_chart("c", tuning(trials=untimed))
-    assert len(marked(chart, "cross")) == 1
-    assert "SQNR, dB (right is closer)" in words(chart)
-    nothing = [each.model_copy(update={"bytes": None}) for each in tuning().trials]
-    assert pareto_chart("c", tuning(trials=nothing)) is None
+def test_against_size_what_broke_the_gate_is_a_cross_before_it():
+    chart = pareto_chart("c", tuning(), "size")
+    (gate,), (cross,) = marked(chart, "gate"), marked(chart, "cross")
+    assert float(cross.get("d").split()[0].removeprefix("M")) < float(gate.get("x1"))
+    # A front of speed and size together is no line in one of them.
+    assert marked(chart, "series") == []
+
+
+def test_a_search_with_nothing_to_draw_is_not_drawn():
+    nothing = [each.model_copy(update={"bytes": None, "ratio": math.nan}) for each in tuning().trials]
+    assert pareto_chart("c", tuning(trials=nothing), "size") is None
+    assert pareto_chart("c", tuning(trials=nothing), "speed") is None

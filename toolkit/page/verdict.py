@@ -54,7 +54,7 @@ def headline(verdicts: Sequence[Verdict]) -> str:
     if len(verdicts) == 1:
         return f"{verdicts[0].label} {'breaks its gates' if broken else 'keeps its gates'}"
     if not broken:
-        return f"All {len(verdicts)} bundles keep their gates"
+        return f"{'Both' if len(verdicts) == 2 else f'All {len(verdicts)}'} bundles keep their gates"
     return f"{len(broken)} of {len(verdicts)} bundles {'breaks its' if len(broken) == 1 else 'break their'} gates"
 
 
@@ -89,9 +89,7 @@ def _margin(worst: OutputDrift, stage: StageDrift) -> str:
         return ""
     spare = worst.sqnr_db - gate
     return (
-        f", {decimals(spare, 1)} dB above the gate of {gate:g} dB"
-        if spare < float("inf")
-        else f"; the gate is {gate:g} dB"
+        f", {decibels(spare)} above the gate of {gate:g} dB" if spare < float("inf") else f"; the gate is {gate:g} dB"
     )
 
 
@@ -104,7 +102,7 @@ def _cost(drift: DriftReport) -> str:
     if not losses:
         return ""
     loss, stage = max(losses)
-    return f" Stage {stage} cost most, {decimals(loss, 1)} dB."
+    return f" Stage {stage} cost most, {decibels(loss)}."
 
 
 def _engine(subject: Subject, last: StageDrift) -> str:

@@ -6,6 +6,7 @@ import math
 
 __all__ = ["MISSING", "counted", "decibels", "decimals", "exact", "scientific", "short"]
 
+_DB = "\N{NO-BREAK SPACE}dB"
 MISSING = "\N{EN DASH}"
 
 
@@ -18,7 +19,7 @@ def decibels(value: float | None) -> str:
     """`44.1 dB`, `exact` where there is no noise at all."""
     if value == math.inf:
         return "exact"
-    return decimals(value, 1) + ("" if value is None else " dB")
+    return decimals(value, 1) + ("" if value is None else _DB)
 
 
 def scientific(value: float | None) -> str:

@@ -36,8 +36,8 @@ def drift(sources: Sources) -> Section:
     """For each bundle the chart, the outputs of each stage, the task metric, and what was measured again."""
     lead = (
         "Each stage's outputs against fp32 PyTorch on the bundle's golden inputs, at their worst. The solid bar is "
-        "what is left, the outlined one what the stage lost, the upright mark the gate. The row now was measured for "
-        "this page; all others are those of the bundle's drift.json."
+        "what is left, the outlined one what the stage lost, the upright mark the gate. The last row, now, was "
+        "measured for this page; all others are those of the bundle's drift.json."
     )
     return Section(
         "drift", "Drift by stage", lead, tuple(_group(index, each) for index, each in enumerate(sources.subjects))

@@ -7,13 +7,14 @@ from typing import Any
 from toolkit.console import byte_size
 from toolkit.drift.gates import describe
 from toolkit.page.blocks import Block, Cell, Column, Figure, Group, Note, Section, Table, number
-from toolkit.page.charts.pareto import pareto_chart
+from toolkit.page.charts.pareto import Against, pareto_chart
 from toolkit.page.sources import Sources
 from toolkit.page.words import MISSING, decimals, short
 from toolkit.tune.result import Trial, TuneResult
 
 __all__ = ["tuning"]
 
+_CAPTION = "Filled points are the front, the outer ring is the winner, a cross broke the gate."
 _COLUMNS = (
     Column("trial"), Column("target"), Column("what changes"), Column("SQNR, dB", True), Column("cosine", True),
     Column("size", True), Column("median, ms", True), Column("times fp32", True), Column("status"),
@@ -32,10 +33,11 @@ def tuning(sources: Sources) -> Section:
 
 def _group(index: int, result: TuneResult) -> Group:
     blocks: list[Block] = [Note(_told(result))]
-    chart = pareto_chart(f"pareto-{index}", result)
-    if chart:
-        caption = "Filled points and the line are the front, the double ring the winner, a cross broke the gate."
-        blocks.append(Figure(chart, caption, wide=True))
+    objectives: tuple[Against, ...] = ("speed", "size") if result.objective == "both" else (result.objective,)
+    for against in objectives:
+        chart = pareto_chart(f"pareto-{index}-{against}", result, against)
+        if chart:
+            blocks.append(Figure(chart, _CAPTION, wide=True))
     blocks.append(Table("Trials", _COLUMNS, tuple(_row(trial, result) for trial in result.trials)))
     return Group(f"{result.model} on {result.runtime}", tuple(blocks))
 
