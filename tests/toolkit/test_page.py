@@ -226,7 +226,7 @@ def test_a_search_shows_its_winner_and_why_trials_were_dropped(bundles):
         shown = page.figures("tuning", trial=str(trial.index), metric="median_ms")
         assert [float(each.value) for each in shown] == ([] if trial.median_ms is None else [trial.median_ms])
     stopped = page_of(bundles["image"], tunings=[tuning(finished=False, winner=None, pareto=())])
-    assert "The time budget ended the search" in stopped.text
+    assert "It ended before everything was tried" in stopped.text
 
 
 def test_what_is_not_there_is_said(bundles):

@@ -213,6 +213,16 @@ def test_against_size_what_broke_the_gate_is_a_cross_before_it():
     assert marked(chart, "series") == []
 
 
+def test_in_a_crowd_only_the_front_the_winner_and_fp32_are_labelled():
+    second = tuning().trials[2]
+    crowd = [second.model_copy(update={"index": index}) for index in range(5, 15)]
+    chart = pareto_chart("c", tuning(trials=[*tuning().trials, *crowd]), "speed")
+    assert len(marked(chart, "ring")) == 1 + 1 + 10 + 1
+    labels = [each for each in words(chart) if each.split()[0] in {str(index) for index in range(3, 15)}]
+    assert labels == []
+    assert {"0 fp32", "1 winner"} <= set(words(chart))
+
+
 def test_a_search_with_nothing_to_draw_is_not_drawn():
     nothing = [each.model_copy(update={"bytes": None, "ratio": math.nan}) for each in tuning().trials]
     assert pareto_chart("c", tuning(trials=nothing), "size") is None

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["MISSING", "counted", "decibels", "decimals", "exact", "scientific", "short"]
+from toolkit.drift.gates import describe
+from toolkit.types import Gate
+
+__all__ = ["MISSING", "bounds", "counted", "decibels", "decimals", "exact", "scientific", "short"]
 
 _DB = "\N{NO-BREAK SPACE}dB"
 MISSING = "\N{EN DASH}"
@@ -30,6 +33,11 @@ def scientific(value: float | None) -> str:
 def short(value: float | None) -> str:
     """Three significant digits, `0.0242` or `1.4e-06`."""
     return MISSING if value is None else _infinite(value) or f"{value:.3g}"
+
+
+def bounds(gate: Gate) -> str:
+    """`sqnr=18, cosine=0.992`, which a line may break; `no gate` where nothing is bounded."""
+    return describe(gate).replace(",", ", ") or "no gate"
 
 
 def counted(count: int, noun: str) -> str:

@@ -17,6 +17,7 @@ __all__ = ["Against", "pareto_chart"]
 Against = Literal["speed", "size"]
 
 _WIDTH, _LEFT, _RIGHT, _TOP, _BOTTOM = 620.0, 56.0, 24.0, 30.0, 250.0
+_CROWD = 8
 _AXES: dict[Against, str] = {"speed": "times as fast as fp32 (higher is faster)", "size": "MB (lower is smaller)"}
 
 
@@ -90,6 +91,8 @@ def _mark(point: _Point, place: tuple[float, float], tuning: TuneResult) -> Iter
         yield element("circle", hover, cx=x, cy=y, r=5 if front else 3.5, class_="dot" if front else "ring")
     if winner:
         yield element("circle", cx=x, cy=y, r=10, class_="ring winner")
+    if not (front or winner or trial.index == 0) and len(tuning.trials) > _CROWD:
+        return
     words = f"{trial.index} winner" if winner else f"{trial.index} fp32" if trial.index == 0 else str(trial.index)
     right = x > _WIDTH - 110
     yield text(words, x + (-13 if right else 13), y + 4, "value", "end" if right else "start")

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from toolkit.console import byte_size
-from toolkit.drift.gates import describe
 from toolkit.drift.report import Worst
 from toolkit.drift.table import task_words
 from toolkit.page.blocks import Cell, Column, Section, Table, number
 from toolkit.page.sources import Sources, Subject
 from toolkit.page.verdict import shipped_bytes
-from toolkit.page.words import decibels, decimals, scientific
+from toolkit.page.words import bounds, decibels, decimals, scientific
 
 __all__ = ["bundles"]
 
@@ -82,7 +81,7 @@ _PROPERTIES: tuple[tuple[str, Callable[[Subject], Cell]], ...] = (
     ("relative L2", lambda subject: number(scientific(_worst(subject).relative_l2), _worst(subject).relative_l2)),
     ("max abs", lambda subject: number(scientific(_worst(subject).max_abs), _worst(subject).max_abs)),
     ("task", lambda subject: Cell(task_words(subject.drift.stages[-1].task) or "no task metric")),
-    ("gate", lambda subject: Cell(describe(subject.bundle.manifest.check_gate).replace(",", ", ") or "none")),
+    ("gate", lambda subject: Cell(bounds(subject.bundle.manifest.check_gate))),
     ("what runs", _shipped),
     ("whole bundle", _whole),
     ("Linears quantized", _quantized),

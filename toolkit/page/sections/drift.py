@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from toolkit.drift.gates import describe
 from toolkit.drift.report import DriftReport, OutputDrift, StageDrift, TaskDrift
 from toolkit.page.blocks import Block, Cell, Column, Details, Figure, Group, Note, Section, Table, number
 from toolkit.page.charts.stages import stage_chart
 from toolkit.page.sources import Sources, Subject
-from toolkit.page.words import decimals, exact, scientific, short
+from toolkit.page.words import bounds, decimals, exact, scientific, short
 
 __all__ = ["drift"]
 
@@ -84,10 +83,7 @@ def _judged(stage: StageDrift, name: str) -> tuple[Cell, Cell]:
 def _places(subject: Subject) -> Table:
     here = subject.rerun.drift
     stages = [(stage.stage, stage) for stage in subject.drift.stages] + ([(_NOW, here)] if here else [])
-    rows = tuple(
-        (Cell(name), Cell(stage.ran_on), Cell(describe(stage.gate).replace(",", ", ") or "none"))
-        for name, stage in stages
-    )
+    rows = tuple((Cell(name), Cell(stage.ran_on), Cell(bounds(stage.gate))) for name, stage in stages)
     return Table("Stages", (Column("stage"), Column("ran on"), Column("gate")), rows)
 
 

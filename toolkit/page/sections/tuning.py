@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from toolkit.console import byte_size
-from toolkit.drift.gates import describe
 from toolkit.page.blocks import Block, Cell, Column, Figure, Group, Note, Section, Table, number
 from toolkit.page.charts.pareto import Against, pareto_chart
 from toolkit.page.sources import Sources
-from toolkit.page.words import MISSING, decimals, short
+from toolkit.page.words import MISSING, bounds, decimals, short
 from toolkit.tune.result import Trial, TuneResult
 
 __all__ = ["tuning"]
@@ -43,10 +42,10 @@ def _group(index: int, result: TuneResult) -> Group:
 
 
 def _told(result: TuneResult) -> str:
-    ended = "" if result.finished else " The time budget ended the search before everything was tried."
+    ended = "" if result.finished else " It ended before everything was tried."
     return (
         f"{result.verdict or 'The search gave no verdict.'}{ended} Searched for {result.objective} under "
-        f"{describe(result.gate) or 'no gate'} at {result.shape}, by {result.ran_on} on {result.machine}."
+        f"{bounds(result.gate)} at {result.shape}, by {result.ran_on} on {result.machine}."
     )
 
 
