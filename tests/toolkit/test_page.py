@@ -24,7 +24,7 @@ from toolkit.page.gather import gather
 from toolkit.page.render import render
 from toolkit.page.rerun import error_statistics
 from toolkit.page.sources import Sources, open_subjects
-from toolkit.page.words import scientific
+from toolkit.page.words import compact, scientific
 from toolkit.types import ModelSpec, TensorSpec
 
 METRICS = ("sqnr_db", "cosine", "relative_l2", "max_abs")
@@ -242,7 +242,7 @@ def test_a_given_comparison_is_the_bundles_own_by_the_folders_name(bundles, tmp_
     file.write_text(comparison(candidate="elsewhere/image").model_dump_json(), encoding="utf-8")
     sources = gather([bundles["image"], bundles["built"]], [file], [], layers=True)
     assert [label for label, _ in sources.unmeasured] == ["built"]
-    assert gather([bundles["image"]], [], [], layers=False).unmeasured == ()
+    assert gather([bundles["image"]], [], [], layers=False).unmeasured == (("image", "left out by --no-layers"),)
 
 
 def test_ids_are_unique_and_every_link_leads_somewhere(bundles):
@@ -341,6 +341,14 @@ def test_an_exact_bundle_has_a_histogram_too():
 
 
 def test_numbers_as_the_page_writes_them():
+    assert [compact(value) for value in (0.02, 1000, 9500, 150000, 2e6, 0)] == [
+        "0.02",
+        "1000",
+        "9500",
+        "150k",
+        "2M",
+        "0",
+    ]
     assert scientific(None) == "\N{EN DASH}"
     assert scientific(-math.inf) == "\N{MINUS SIGN}∞"
     assert scientific(0.00012) == "1.2e-04"

@@ -11,6 +11,8 @@ from toolkit.page.sources import Sources, Subject, is_of, open_subjects, open_tu
 
 __all__ = ["gather"]
 
+_LEFT_OUT = "left out by --no-layers"
+
 
 def gather(bundles: Sequence[Path], compared: Sequence[Path], tuned: Sequence[Path], *, layers: bool) -> Sources:
     """Read and measure everything. With `layers`, bundles that no given comparison is of are compared here.
@@ -20,16 +22,15 @@ def gather(bundles: Sequence[Path], compared: Sequence[Path], tuned: Sequence[Pa
     given = [read_comparison(path) for path in compared]
     tunings = tuple(map(open_tuning, tuned))
     subjects = open_subjects(bundles)
-    made, unmeasured = _made(subjects, given) if layers else ([], [])
+    without = [subject for subject in subjects if not any(is_of(subject, comparison) for comparison in given)]
+    made, unmeasured = _made(without) if layers else ([], [(subject.label, _LEFT_OUT) for subject in without])
     return Sources(subjects, (*given, *made), tunings, tuple(unmeasured))
 
 
-def _made(subjects: Sequence[Subject], given: Sequence[Comparison]) -> tuple[list[Comparison], list[tuple[str, str]]]:
+def _made(subjects: Sequence[Subject]) -> tuple[list[Comparison], list[tuple[str, str]]]:
     made: list[Comparison] = []
     unmeasured: list[tuple[str, str]] = []
     for subject in subjects:
-        if any(is_of(subject, comparison) for comparison in given):
-            continue
         answer = compare_subject(subject)
         if isinstance(answer, Comparison):
             made.append(answer)

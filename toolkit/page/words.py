@@ -7,7 +7,7 @@ import math
 from toolkit.drift.gates import describe
 from toolkit.types import Gate
 
-__all__ = ["MISSING", "bounds", "counted", "decibels", "decimals", "exact", "scientific", "short"]
+__all__ = ["MISSING", "bounds", "compact", "counted", "decibels", "decimals", "exact", "scientific", "short"]
 
 _DB = "\N{NO-BREAK SPACE}dB"
 MISSING = "\N{EN DASH}"
@@ -33,6 +33,14 @@ def scientific(value: float | None) -> str:
 def short(value: float | None) -> str:
     """Three significant digits, `0.0242` or `1.4e-06`."""
     return MISSING if value is None else _infinite(value) or f"{value:.3g}"
+
+
+def compact(value: float) -> str:
+    """For the ticks of an axis: `0.02`, `150k`, `2M`."""
+    for least, unit, name in ((1e6, 1e6, "M"), (1e4, 1e3, "k")):
+        if abs(value) >= least:
+            return f"{value / unit:g}{name}"
+    return f"{value:g}"
 
 
 def bounds(gate: Gate) -> str:

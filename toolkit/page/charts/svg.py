@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
+from toolkit.page.words import compact
+
 __all__ = ["Scale", "chart", "element", "grid", "shortened", "text"]
 
 _ELLIPSIS = "…"
@@ -95,15 +97,15 @@ class Scale:
         return math.log10(value) if self.log else value
 
 
-def grid(scale: Scale, across: tuple[float, float], *, vertical: bool = False, words: str = "g") -> list[Markup]:
+def grid(scale: Scale, across: tuple[float, float], *, vertical: bool = False) -> list[Markup]:
     """A hairline and a label at each tick: at the left of horizontal lines, below vertical ones.
 
-    `across` are the pixels between which the lines run, top to bottom for vertical ones; `words` is a format.
+    `across` are the pixels between which the lines run, top to bottom for vertical ones.
     """
     parts = []
     for value in scale.ticks():
         place = scale.at(value)
-        label = format(value, words)
+        label = compact(value)
         if vertical:
             parts.append(element("line", x1=place, x2=place, y1=across[0], y2=across[1], class_="grid"))
             parts.append(text(label, place, across[1] + 14, "tick", "middle"))

@@ -29,7 +29,7 @@ def attention(sources: Sources) -> Section:
     why = (
         "No comparison with attention maps was given or made here."
         if sources.comparisons
-        else "There is no comparison."
+        else "Attention maps come from a comparison; none was given or made here."
     )
     return Section("attention", "Attention", lead, groups or (Note(why, missing=True),))
 

@@ -137,7 +137,7 @@ def _task_cell(stage: str, task: TaskDrift, field: str) -> Cell:
 def _digits(field: str, value: float | None) -> str:
     if field == "kl":
         return short(value)
-    return decimals(value, 2 if "accuracy" in field or "perplexity" in field else 4)
+    return decimals(value, 2 if field.endswith(("accuracy", "perplexity", "drop")) else 4)
 
 
 def _greedy(stage: str, task: TaskDrift) -> Cell:
