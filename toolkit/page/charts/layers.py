@@ -14,7 +14,7 @@ from toolkit.page.words import decibels
 
 __all__ = ["layer_chart"]
 
-_LEAST, _STEP, _LEFT, _RIGHT, _TOP, _HEIGHT, _BELOW = 620.0, 9.0, 44.0, 16.0, 34.0, 190.0, 40.0
+_LEAST, _STEP, _LEFT, _RIGHT, _TOP, _HEIGHT, _BELOW = 720.0, 9.0, 44.0, 112.0, 34.0, 190.0, 40.0
 _BOTTOM = _TOP + _HEIGHT
 _LABELLED = 12
 
@@ -38,9 +38,8 @@ def layer_chart(ident: str, comparison: Comparison) -> Markup:
     parts += _legend([stage.stage for stage in comparison.stages])
     parts += plot.first_bad(comparison)
     parts += [plot.point(index, module) for index, module in enumerate(comparison.modules)]
-    # Over the lines, with a halo of its own.
     level = comparison.threshold_db
-    parts.append(text(f"threshold {level:g} dB", plot.width - _RIGHT, plot.y.at(level) - 6, "value gate-text", "end"))
+    parts.append(text(f"threshold {level:g} dB", plot.width - _RIGHT + 6, plot.y.at(level) + 4, "value gate-text"))
     title = f"SQNR of {len(order)} modules in order of execution"
     return chart(ident, title, _described(comparison), (plot.width, _BOTTOM + _BELOW), parts)
 
