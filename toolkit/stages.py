@@ -18,7 +18,6 @@ from toolkit.bundle.read import is_bundle
 from toolkit.drift.gates import raise_if_failed
 from toolkit.drift.report import DriftReport, StageDrift
 from toolkit.drift.table import task_words
-from toolkit.inspection import inspect_graph
 from toolkit.plan import Plan, no_engine
 from toolkit.progress import Watch
 from toolkit.reference import Reference
@@ -69,6 +68,7 @@ class Stages:
     def from_pytorch(self) -> tuple[Reference, ExportedGraph]:
         """Load the model, run it as the reference, export it, and let it go."""
         from exporters.torch_export import export
+        from toolkit.inspection import inspect_graph
 
         spec, request = self.plan.spec, self.plan.request
         family = plugins.family(spec.family)
@@ -158,6 +158,7 @@ class Stages:
                 target=target,
                 engine=engine,
                 report=report,
+                canonical=self.canonical,
                 golden=reference.golden,
                 golden_reference=reference.golden_outputs,
                 evaluation=reference.evaluation,
@@ -166,7 +167,6 @@ class Stages:
                 calibration=self.calibration if recipe.calibration != "none" or target in self.measured else None,
                 calibration_method=recipe.calibration if recipe.calibration != "none" else "ranges",
                 allow_unfused=_unfused(engine),
-                canonical=self.canonical,
             )
             write_bundle(place.folder, contents, command=self.plan.request.command)
             place.publish()

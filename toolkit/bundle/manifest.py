@@ -111,8 +111,7 @@ class CalibrationEntry(Frozen):
 class Manifest(Frozen):
     """Everything about a bundle but its bytes. Paths are relative to the bundle's folder, in POSIX form.
 
-    `gates` holds each stage's gate, and under `check` the one that a later `toolkit check` applies. `canonical` counts
-    the operators of the graph as it was exported, by domain; empty in bundles from before it was recorded.
+    `gates` holds each stage's gate, and under `check` the one that a later `toolkit check` applies.
     """
 
     schema_version: Literal[1] = 1
@@ -133,6 +132,7 @@ class Manifest(Frozen):
     calibration: CalibrationEntry | None = None
     allow_unfused: tuple[str, ...] = ()
     canonical: dict[str, dict[str, int]] = Field(default_factory=dict)
+    """Operators of the graph as it was exported, by domain; empty in bundles from before they were recorded."""
     libraries: dict[str, str]
     files: dict[RelativePath, FileEntry]
 
