@@ -54,6 +54,7 @@ class Stages:
     drift: dict[str, StageDrift] = field(default_factory=dict)
     quantized: dict[str, QuantizedGraph] = field(default_factory=dict)
     measured: set[Target] = field(default_factory=set)
+    canonical: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     @classmethod
     @contextmanager
@@ -67,6 +68,7 @@ class Stages:
     def from_pytorch(self) -> tuple[Reference, ExportedGraph]:
         """Load the model, run it as the reference, export it, and let it go."""
         from exporters.torch_export import export
+        from toolkit.inspection import inspect_graph
 
         spec, request = self.plan.spec, self.plan.request
         family = plugins.family(spec.family)
@@ -91,6 +93,7 @@ class Stages:
             # Before any session opens: the reference module and a session's weights need not be in memory together.
             del module
             gc.collect()
+            self.canonical = inspect_graph(exported.path).operators
             row.said = _said(
                 exported.steps, self._measure("export", exported.path, reference, self.plan.scheme_gate("fp32"))
             )
@@ -155,6 +158,7 @@ class Stages:
                 target=target,
                 engine=engine,
                 report=report,
+                canonical=self.canonical,
                 golden=reference.golden,
                 golden_reference=reference.golden_outputs,
                 evaluation=reference.evaluation,

@@ -131,6 +131,8 @@ class Manifest(Frozen):
     evaluation: Literal["accuracy", "retrieval", "language"] | None = None
     calibration: CalibrationEntry | None = None
     allow_unfused: tuple[str, ...] = ()
+    canonical: dict[str, dict[str, int]] = Field(default_factory=dict)
+    """Operators of the graph as it was exported, by domain; empty in bundles from before they were recorded."""
     libraries: dict[str, str]
     files: dict[RelativePath, FileEntry]
 

@@ -87,6 +87,7 @@ class Contents:
     calibration: Calibration | None = None
     calibration_method: str = ""
     allow_unfused: Sequence[str] = ()
+    canonical: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     libraries: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -185,6 +186,7 @@ def _manifest(folder: Path, contents: Contents, command: str, gate: Gate, graph:
         evaluation=evaluation.metric if evaluation else None,
         calibration=_calibration(contents),
         allow_unfused=tuple(contents.allow_unfused),
+        canonical={domain: dict(counts) for domain, counts in contents.canonical.items()},
         libraries=dict(contents.libraries) or library_versions(),
         files=_files(folder),
     )

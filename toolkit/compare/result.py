@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, FiniteFloat, NonNegativeInt, model_validator
 
+from toolkit.atomic import write_whole
 from toolkit.document import Frozen, read_document
 from toolkit.drift.report import Metric
 
@@ -19,16 +21,24 @@ __all__ = [
     "ModuleDrift",
     "StageModules",
     "read_comparison",
+    "write_comparison",
 ]
 
 SCHEMA_VERSION = 1
 
 
 class Histogram(Frozen):
-    """Counts between neighbouring edges: one count fewer than there are edges."""
+    """Counts between neighbouring edges: one count fewer than there are edges, which are finite and increase."""
 
-    edges: tuple[float, ...]
-    counts: tuple[int, ...]
+    edges: tuple[FiniteFloat, ...] = Field(min_length=2)
+    counts: tuple[NonNegativeInt, ...]
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        rising = all(left < right for left, right in pairwise(self.edges))
+        if len(self.counts) != len(self.edges) - 1 or not rising:
+            raise ValueError("a histogram needs edges that increase and one count fewer")
+        return self
 
 
 class ModuleDrift(Frozen):
@@ -117,6 +127,11 @@ class Comparison(Frozen):
     stages: tuple[StageModules, ...] = ()
     skipped: dict[str, str] = Field(default_factory=dict)
     error: Histogram | None = None
+
+
+def write_comparison(comparison: Comparison, path: Path) -> None:
+    """Write the comparison as indented JSON, infinities as text. Raises UsageError where the file cannot be written."""
+    write_whole(path, comparison.model_dump_json(indent=2) + "\n")
 
 
 def read_comparison(path: Path) -> Comparison:

@@ -1,0 +1,94 @@
+"""Each module of a graph by itself: fed with what the other side's module reads, it shows the noise that it adds."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from runtimes._onnxruntime.tapped import Typed
+
+__all__ = ["as_fed", "fed_name", "isolated"]
+
+
+def fed_name(tensor: str) -> str:
+    """What an isolated graph calls the tensor where it is fed."""
+    return f"compare.fed.{tensor}"
+
+
+def isolated(
+    proto: onnx.ModelProto, wanted: Collection[str], known: Collection[str], types: Mapping[str, Typed]
+) -> onnx.ModelProto:
+    """The part of the graph that makes `wanted`, in which every read of a `known` tensor is fed instead.
+
+    So the noise of one module reaches no other. Inputs of the graph stay where something still reads them.
+    """
+    graph = proto.graph
+    producer = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
+    needed: set[int] = set()
+    fed: dict[str, None] = {}
+    todo = [producer[name] for name in wanted if name in producer]
+    while todo:
+        index = todo.pop()
+        if index in needed:
+            continue
+        needed.add(index)
+        for name in _read(graph.node[index]):
+            if name in known:
+                fed[name] = None
+            elif name in producer:
+                todo.append(producer[name])
+    return _assembled(proto, sorted(needed), list(fed), list(wanted), types)
+
+
+def as_fed(array: NDArray[Any], divisor: NDArray[np.float32] | None, typed: Typed | None) -> NDArray[Any]:
+    """The other side's tensor as this graph holds it: divided where it divides it, in its number type."""
+    divided = array if divisor is None else array / divisor
+    half = typed is not None and typed.dtype == onnx.TensorProto.FLOAT16
+    with np.errstate(over="ignore"):
+        return np.asarray(divided, np.float16 if half else np.float32)
+
+
+def _assembled(
+    proto: onnx.ModelProto, nodes: list[int], fed: list[str], wanted: list[str], types: Mapping[str, Typed]
+) -> onnx.ModelProto:
+    part = onnx.ModelProto()
+    part.CopyFrom(proto)
+    for field in ("node", "output", "value_info", "initializer", "input"):
+        part.graph.ClearField(field)
+    part.graph.node.extend(_redirected(proto.graph.node[index], set(fed)) for index in nodes)
+    read = {name for node in part.graph.node for name in _read(node)}
+    part.graph.initializer.extend(tensor for tensor in proto.graph.initializer if tensor.name in read)
+    part.graph.input.extend(value for value in proto.graph.input if value.name in read)
+    part.graph.input.extend(_input(name, types) for name in fed)
+    part.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in wanted)
+    return part
+
+
+def _input(name: str, types: Mapping[str, Typed]) -> onnx.ValueInfoProto:
+    typed = types.get(name, Typed(onnx.TensorProto.FLOAT))
+    # Only the rank matters: sizes are those of each batch.
+    shape = [f"{name}.{axis}" for axis in range(len(typed.shape))]
+    return onnx.helper.make_tensor_value_info(fed_name(name), typed.dtype or onnx.TensorProto.FLOAT, shape)
+
+
+def _redirected(node: onnx.NodeProto, fed: set[str]) -> onnx.NodeProto:
+    if not fed & set(node.input):
+        return node
+    made = onnx.NodeProto()
+    made.CopyFrom(node)
+    made.ClearField("input")
+    made.input.extend(fed_name(name) if name in fed else name for name in node.input)
+    return made
+
+
+def _read(node: onnx.NodeProto) -> list[str]:
+    """What the node reads, the graphs in its attributes included."""
+    inner = [attribute.g for attribute in node.attribute if attribute.HasField("g")]
+    inner += [graph for attribute in node.attribute for graph in attribute.graphs]
+    return [name for name in node.input if name] + [
+        name for graph in inner for each in graph.node for name in _read(each)
+    ]
