@@ -39,10 +39,11 @@ def class_indices(samples: Sequence[Sample], names: Sequence[str]) -> NDArray[np
 class _Names:
     def __init__(self, names: Sequence[str]) -> None:
         self._names = names
-        self._exact = {name: [index] for index, name in enumerate(names)}
+        self._exact: dict[str, list[int]] = {}
         self._plain: dict[str, list[int]] = {}
         self._parts: dict[str, list[int]] = {}
         for index, name in enumerate(names):
+            self._exact.setdefault(name, []).append(index)
             self._plain.setdefault(_plain(name), []).append(index)
             for part in name.split(","):
                 self._parts.setdefault(_plain(part), []).append(index)

@@ -100,7 +100,8 @@ def _require_utf8(path: Path, number: int, text: str) -> None:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise UsageError(
-            f"{path} cannot be read: line {number} is not UTF-8", hint="Check the file; iconv -t UTF-8 turns it into UTF-8."
+            f"{path} cannot be read: line {number} is not UTF-8",
+            hint="Check the file; iconv makes it UTF-8.",
         ) from error
 
 

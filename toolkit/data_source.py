@@ -79,7 +79,7 @@ def _library(data: Data) -> DataSource:
     rest, _, columns = data.source.removeprefix(DATASETS).partition("#")
     column, label = _columns(data, columns)
     for place, tail in _cuts(rest, ":/"):
-        if place and Path(place).exists():
+        if _is_local(place, whole=not tail.startswith("/")):
             config, _, split = tail.removeprefix("/").partition(":")
             return DataSource(data.source, Path(place), place, config, split, column, label)
     name, _, split = rest.partition(":")
@@ -88,6 +88,11 @@ def _library(data: Data) -> DataSource:
         raise UsageError(f"'{data.source}' names no data set that exists here or on the Hub", hint=f"Write {_FORM}.")
     config = parts.pop() if len(parts) == 3 else ""
     return DataSource(data.source, None, "/".join(parts), config, split, column, label)
+
+
+def _is_local(place: str, *, whole: bool) -> bool:
+    """With a configuration behind it, a folder has to look like one: there may be an `owner` here for `owner/name`."""
+    return bool(place.strip("./")) and (whole or place.startswith(("/", "."))) and Path(place).exists()
 
 
 def _columns(data: Data, given: str) -> tuple[str, str]:

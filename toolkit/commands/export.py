@@ -189,6 +189,9 @@ def _data(options: dict[str, Any]) -> dict[str, Any]:
 
     names = ("calibration", "calibration_count", "evaluation", "evaluation_count", "data_seed")
     source, count, held_out, held_out_count, seed = (options.pop(name) for name in names)
+    for flag, text in (("calibration", source), ("evaluation", held_out)):
+        if text is not None and not text.strip():
+            raise UsageError(f"--{flag} is empty", hint="Give a folder, a file or datasets:NAME, or leave it out.")
     if source is not None and source.isdecimal():
         number = int(source)
         if not number:
