@@ -201,6 +201,29 @@ def test_a_module_of_your_own(own_module: str, tmp_path: Path, monkeypatch: pyte
         evaluate(spec, tmp_path)
 
 
+SCORES = """
+import torch
+from torch import nn
+
+
+def make():
+    torch.manual_seed(0)
+    return nn.Linear(6, 4), {"input": torch.randn(2, 6)}
+"""
+
+
+def test_classes_of_a_module_of_your_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the outputs mean is not known; labels say that they are scores."""
+    (tmp_path / "scored_by_data.py").write_text(SCORES)
+    monkeypatch.syspath_prepend(tmp_path)
+    spec, rows = resolve("scored_by_data:make"), np.zeros((3, 6), np.float32)
+    evaluation = evaluate(spec, save(tmp_path / "a.npz", input=rows, labels=np.array([3, 0, 1])))
+    assert evaluation.labels is not None
+    assert (evaluation.metric, evaluation.labels.tolist()) == ("accuracy", [3, 0, 1])
+    with pytest.raises(UsageError, match="the model has no class '4'"):
+        evaluate(spec, save(tmp_path / "b.npz", input=rows, labels=np.array([3, 0, 4])))
+
+
 def tokens(found: Calibration | Evaluation) -> list[list[int]]:
     batches = found.batches() if isinstance(found, Calibration) else found.batches
     return [row.tolist() for batch in batches for row in batch["input_ids"]]
