@@ -14,6 +14,8 @@ from skimage import data as photographs
 from transformers import ViTForImageClassification
 
 from model_zoo import resolve
+from model_zoo._labels import class_indices
+from model_zoo._samples import Sample
 from toolkit import plugins
 from toolkit.errors import UnsupportedError, UsageError
 from toolkit.recipe.document import Data
@@ -169,6 +171,13 @@ def test_a_name_in_digits_is_a_name_where_the_model_has_such(tmp_path: Path) -> 
     labels = evaluate(spec, folder(tmp_path, **{"7": 2, "1": 1})).labels
     assert labels is not None
     assert labels.tolist() == [1, 7, 7]
+    # Class 0 is called "1" here: a folder "0" is a mistake, not class "1".
+    with pytest.raises(UsageError, match="the model has no class '0'"):
+        class_indices([Sample(None, "0", "0/a.png")], ["1", "2", "3"])
+    by_name, by_number = Sample(None, "1", "1/a.png"), Sample(None, 1, "line 1")
+    found = class_indices([by_name, by_number], ["1", "2", "3"])
+    assert found is not None
+    assert found.tolist() == [0, 1]
 
 
 def test_images_without_classes_give_agreement(classifier: ModelSpec, tmp_path: Path) -> None:

@@ -13,10 +13,12 @@ import tiny_models
 from transformers import BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 from model_zoo import resolve
+from model_zoo._samples import Sample
+from model_zoo._windows import windows
 from toolkit import plugins
 from toolkit.errors import UsageError
 from toolkit.recipe.document import Data
-from toolkit.types import Calibration, Evaluation, ModelSpec
+from toolkit.types import Calibration, Dim, Evaluation, ModelSpec
 
 LICENCE = Path(json.__file__).parents[1] / "LICENSE.txt"
 WORDS = ["the", "first", "text", "of", "all", "in", "a", "set", "that", "speaks", "of", "nothing", "but", "itself"]
@@ -75,7 +77,11 @@ def test_lines_are_drawn_and_blank_ones_left_out(embedding: ModelSpec, tmp_path:
     assert sum(len(batch["input_ids"]) for batch in found.batches()) == 20
     assert found.items() != calibrate(embedding, tmp_path / "a.txt", count=20, seed=5).items()
     (tmp_path / "b.txt").write_text("\n".join(texts(50)))
-    assert found.sha256 == calibrate(embedding, tmp_path / "b.txt", count=20, seed=4).sha256
+    plain = calibrate(embedding, tmp_path / "b.txt", count=20, seed=4)
+    assert (found.sha256, found.items()) == (plain.sha256, plain.items())
+    # A byte order mark is no part of the first text.
+    first, bare = (calibrate(embedding, tmp_path / name, count=50).items()[0] for name in ("a.txt", "b.txt"))
+    assert first == bare
 
 
 def test_a_folder_of_texts(embedding: ModelSpec, tmp_path: Path) -> None:
@@ -143,6 +149,17 @@ def test_broken_lines_are_named(content: bytes, says: str, classifier: ModelSpec
     assert str(path) in str(caught.value)
     assert says in str(caught.value)
     assert caught.value.hint
+
+
+def test_labels_keep_to_the_batches(classifier: ModelSpec, tmp_path: Path) -> None:
+    """Batches of exactly 4 rows: of 6 texts 4 are taken, and 2 texts are repeated."""
+    rows = [{"text": f"text {'abcdef'[index]}", "label": index % 2} for index in range(6)]
+    spec = resolve(classifier.source, dims={"batch": Dim(4, 4, 4)})
+    for count, expected in ((6, [0, 1, 0, 1]), (3, [0, 1, 0, 0])):
+        evaluation = evaluate(spec, write(tmp_path / "a.jsonl", *rows[:count]))
+        assert evaluation.labels is not None
+        assert evaluation.labels.tolist() == expected
+        assert sum(len(batch["input_ids"]) for batch in evaluation.batches) == 4
 
 
 def test_labels_do_not_matter_to_an_embedding(embedding: ModelSpec, tmp_path: Path) -> None:
@@ -248,6 +265,12 @@ def test_windows_do_not_depend_on_how_lines_come_in(decoder: ModelSpec, tmp_path
     one, many = (calibrate(decoder, tmp_path / name) for name in ("one.txt", "many.txt"))
     assert one.sha256 == many.sha256
     assert one.count == 2000 // 256
+
+
+def test_a_window_knows_only_texts_that_lie_wholly_in_it(decoder: ModelSpec) -> None:
+    lines = [" ".join(["short"] * 100), " ".join(["long"] * 300), " ".join(["last"] * 112)]
+    found = list(windows(decoder, 300, [Sample(line, None, "here") for line in lines]))
+    assert [sample.content.texts for sample in found] == [(lines[0],), (lines[2],)]
 
 
 def test_short_text_is_one_window_and_a_word_is_none(decoder: ModelSpec, tmp_path: Path) -> None:
