@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,18 @@ from torch import nn
 from transformers import DynamicCache, GenerationMixin, PreTrainedModel
 
 from exporters.decoder import CausalLM
-from model_zoo import _calibration, _dims, _loading, _source, _text
+from model_zoo import _calibration, _dims, _loading, _source, _text, _user_data
+from model_zoo._arrays import array_feed, array_names
+from model_zoo._calibration import OWN
 from model_zoo._resolve import needs_no_files
+from model_zoo._samples import Sample
 from model_zoo._skeleton import SHAPES_ONLY, skeleton
+from model_zoo._user_data import Feed
+from model_zoo._windows import known_by, windows
 from toolkit.cache_names import past_names, present_names
+from toolkit.data_source import parse_source
 from toolkit.errors import UnsupportedError, UsageError
+from toolkit.recipe.document import Data
 from toolkit.types import Calibration, DecoderSpec, Dim, Evaluation, ModelRequest, ModelSpec, Tensors, TensorSpec
 
 __all__ = ["CausalFamily", "without_past"]
@@ -28,7 +35,7 @@ _LONGEST = 8192
 """The default of the longest sequence: tables and TensorRT profiles grow with it. `--dim total_sequence=` raises it."""
 _GOLDEN = ((2, 8), (1, 16))
 _RAGGED = (7, 3, 5)
-_WINDOW, _WINDOWS, _STEPS = 256, 4, 128
+_WINDOWS, _STEPS = 4, 128
 
 
 @dataclass(frozen=True)
@@ -120,29 +127,35 @@ class CausalFamily:
         )
         return tuple(made)
 
-    def calibration(self, spec: ModelSpec, source: Path | None, count: int) -> Calibration:
-        """Windows of running text: the user's file or folder of lines, or the shipped passages."""
-        if source is not None and source.suffix == ".npz":
-            return _calibration.arrays(source, spec, count)
-        lines = _text.shipped_passages("calibration") if source is None else _calibration.lines(source, 100_000)
-        windows = _windows(spec, lines, count)
-        where = "the Python documentation" if source is None else str(source)
+    def calibration(self, spec: ModelSpec, data: Data = OWN) -> Calibration:
+        """Windows of running text: the user's file, folder or data set of texts, or the shipped passages."""
+        if data.source:
+            return _user_data.calibration(spec, data, _feed(spec, data, held_out=False), 1)
+        drawn = _shipped(spec, "calibration", data.count or _calibration.COUNT)
         return _calibration.hashed(
-            lambda: (_prefill(spec, [window]) for window in windows), len(windows), f"windows of {where}"
+            lambda: (_prefill(spec, [sample.content.tokens]) for sample in drawn),
+            len(drawn),
+            "windows of the Python documentation",
+            items=lambda: known_by(drawn),
         )
 
-    def evaluation(self, spec: ModelSpec) -> Evaluation | None:
-        """Held-out running text, for perplexity, KL divergence and top-1 agreement.
+    def evaluation(self, spec: ModelSpec, data: Data = OWN) -> Evaluation | None:
+        """Held-out running text, the user's or shipped, for perplexity, KL divergence and top-1 agreement.
 
         A graph with last logits only is fed token by token, so its text is shorter and its rows go in together.
         """
-        windows = _windows(spec, _text.shipped_passages("evaluation"), _WINDOWS)
-        if _decoder(spec).last_logits:
-            rows = _dims.within(_WINDOWS, spec.dims["batch"])
-            windows = [window[:_STEPS] for window in windows]
-            batches = (windows[start : start + rows] for start in range(0, len(windows), rows))
-            return Evaluation("language", tuple(_prefill(spec, batch) for batch in batches))
-        return Evaluation("language", tuple(_prefill(spec, [window]) for window in windows))
+        rows, longest = _judged_at_once(spec)
+        if data.source:
+            return _user_data.evaluation(spec, data, _feed(spec, data, held_out=True, longest=longest), rows)
+        drawn = _shipped(spec, "evaluation", _WINDOWS)
+        texts = [sample.content.tokens[:longest] for sample in drawn]
+        return _calibration.held_out(
+            "language",
+            (_prefill(spec, texts[start : start + rows]) for start in range(0, len(texts), rows)),
+            count=len(texts),
+            source="windows of the Python documentation",
+            items=lambda: known_by(drawn),
+        )
 
     def assets(self, spec: ModelSpec) -> tuple[Path, ...]:
         """Tokenizer files, chat template, generation settings and the configuration."""
@@ -259,13 +272,51 @@ def _take(rows: Sequence[list[int]], count: int, spec: ModelSpec) -> list[list[i
     return [rows[index % len(rows)] for index in range(wanted)]
 
 
-def _windows(spec: ModelSpec, lines: Sequence[str], count: int) -> list[list[int]]:
-    """Running text cut into windows of equal length, without overlap."""
-    dim = spec.dims["sequence"]
-    length = _dims.within(_WINDOW, dim)
-    stream = [token for row in _text.token_rows(spec, lines, _decoder(spec).vocabulary) for token in row]
-    starts = range(0, max(1, len(stream) - length + 1), length)
-    return [stream[start : start + length] for start in itertools.islice(starts, count)]
+def _judged_at_once(spec: ModelSpec) -> tuple[int, int | None]:
+    """How many windows are evaluated in one batch, and how many of their tokens, None for all."""
+    if not _decoder(spec).last_logits:
+        return 1, None
+    return _dims.within(_WINDOWS, spec.dims["batch"]), _STEPS
+
+
+def _shipped(spec: ModelSpec, split: str, count: int) -> list[Sample]:
+    texts = (Sample(passage, None, split) for passage in _text.shipped_passages(split))
+    return list(itertools.islice(windows(spec, _decoder(spec).vocabulary, texts), count))
+
+
+def _feed(spec: ModelSpec, data: Data, *, held_out: bool, longest: int | None = None) -> Feed:
+    source = parse_source(data)
+    if source.suffix == ".npz" and source.path is not None:
+        return _array_feed(spec, source.path, longest)
+    count = data.count or _user_data.evaluation_count(spec, data)
+    name, texts = _text.samples_of(spec, data, held_out=held_out, count=count)
+
+    def batch(chosen: Sequence[Sample]) -> Tensors:
+        return _prefill(spec, [sample.content.tokens[:longest] for sample in chosen])
+
+    samples = windows(spec, _decoder(spec).vocabulary, texts)
+    return Feed(f"windows of {name}", samples, lambda: batch, known_by)
+
+
+def _array_feed(spec: ModelSpec, path: Path, longest: int | None) -> Feed:
+    """All the inputs as they are; or token ids alone, with a mask where there is one, as a first forward."""
+    names = array_names(path)
+    if all(item.name in names for item in spec.inputs):
+        return array_feed(path, spec)
+    tokens = tuple(item for item in spec.inputs[:2] if item.name == "input_ids" or item.name in names)
+    feed = array_feed(path, replace(spec, inputs=tokens))
+
+    def start() -> Callable[[Sequence[Sample]], Tensors]:
+        read = feed.start()
+
+        def batch(chosen: Sequence[Sample]) -> Tensors:
+            arrays = {name: array[:, :longest] for name, array in read(chosen).items()}
+            ids = arrays["input_ids"]
+            return without_past(spec, ids, arrays.get("attention_mask", np.ones_like(ids)))
+
+        return batch
+
+    return replace(feed, start=start)
 
 
 def _prefill(spec: ModelSpec, rows: Sequence[Sequence[int]]) -> dict[str, NDArray[Any]]:

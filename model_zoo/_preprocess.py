@@ -6,6 +6,7 @@ The arithmetic follows the image processors of transformers with their Pillow ba
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from PIL import Image, ImageOps
 
 from toolkit.errors import MissingDependencyError, UnsupportedError, UsageError
 
-__all__ = ["image_size", "images", "longest", "open_image", "texts", "token_ids"]
+__all__ = ["image_size", "images", "in_mode", "longest", "open_image", "texts", "token_ids"]
 
 _HALF = (0.5, 0.5, 0.5)
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -92,10 +93,13 @@ def image_size(assets: Path | None) -> tuple[int, int] | None:
     return fixed if isinstance(fixed, tuple) else None
 
 
-def open_image(path: Path) -> Image.Image:
-    """The decoded image, upright. Raises UsageError that names the file when it is not one."""
+def open_image(path: Path | str, content: bytes | None = None) -> Image.Image:
+    """The decoded image, upright; given its `content`, `path` only says where that is from.
+
+    Raises UsageError that names the file when it is not one.
+    """
     try:
-        with Image.open(path) as image:
+        with Image.open(path if content is None else io.BytesIO(content)) as image:
             image.load()
             return ImageOps.exif_transpose(image) or image
     except FileNotFoundError as error:
@@ -142,7 +146,11 @@ def longest(settings: Mapping[str, Any], max_length: int | None) -> int | None:
 
 
 def _open(item: Path | Image.Image, channels: int) -> Image.Image:
-    image = open_image(item) if isinstance(item, Path) else item
+    return in_mode(open_image(item) if isinstance(item, Path) else item, channels)
+
+
+def in_mode(image: Image.Image, channels: int) -> Image.Image:
+    """The image in grey, RGB or RGBA, as the number of channels says; 16-bit grey is cut to its upper 8 bits."""
     modes = {1: "L", 3: "RGB", 4: "RGBA"}
     if channels not in modes:
         raise UnsupportedError(

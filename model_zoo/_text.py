@@ -15,13 +15,19 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedModel
 
-from model_zoo import _calibration, _dims, _loading, _preprocess, _source
+from model_zoo import _calibration, _dims, _fingerprints, _loading, _preprocess, _source, _user_data
+from model_zoo._arrays import array_feed
+from model_zoo._datasets import open_samples
+from model_zoo._samples import Sample, text_samples
+from model_zoo._user_data import Feed
+from toolkit.data_source import parse_source
 from toolkit.errors import UnsupportedError, UsageError
+from toolkit.recipe.document import Data
 from toolkit.types import Calibration, Evaluation, ModelRequest, ModelSpec, Tensors, TensorSpec
 
 __all__ = [
     "SentenceEncoder", "TextEncoder", "batches_of", "calibration", "evaluation", "golden", "input_names",
-    "pooling_of", "shipped_passages", "text_spec", "token_rows", "tokenizer_folder",
+    "pooling_of", "samples_of", "shipped_passages", "text_spec", "token_rows", "tokenizer_folder",
 ]  # fmt: skip
 
 _DATA = Path(__file__).parent / "data"
@@ -180,22 +186,67 @@ def golden(spec: ModelSpec, vocabulary: int) -> tuple[Tensors, ...]:
     return tuple(made)
 
 
-def calibration(spec: ModelSpec, source: Path | None, count: int, vocabulary: int) -> Calibration:
-    """Passages from the user's file or folder, an `.npz` of token ids, or the shipped passages."""
-    if source is not None and source.suffix == ".npz":
-        return _calibration.arrays(source, spec, count)
-    passages = shipped_passages("calibration")[:count] if source is None else _calibration.lines(source, count)
-    where = f"{len(passages)} passages of the Python documentation" if source is None else str(source)
-    if tokenizer_folder(spec) is None:
-        where += ", hashed into token ids (the model came without a tokenizer)"
-    return _calibration.hashed(lambda: batches_of(spec, passages, vocabulary, 4), len(passages), where)
+def calibration(spec: ModelSpec, data: Data, vocabulary: int) -> Calibration:
+    """Texts of the user's file, folder or data set, an `.npz` of token ids, or the shipped passages."""
+    if data.source:
+        return _user_data.calibration(spec, data, _feed(spec, data, vocabulary, held_out=False))
+    passages = shipped_passages("calibration")[: data.count or _calibration.COUNT]
+    where = f"{len(passages)} passages of the Python documentation{_without_tokenizer(spec)}"
+    return _calibration.hashed(
+        lambda: batches_of(spec, passages, vocabulary, 4), len(passages), where, items=lambda: _known_by(passages)
+    )
 
 
-def evaluation(spec: ModelSpec, vocabulary: int) -> Evaluation | None:
-    """Held-out passages for retrieval overlap, for encoders with an `embedding` and their own tokenizer."""
+def evaluation(spec: ModelSpec, vocabulary: int, data: Data) -> Evaluation | None:
+    """The user's texts; or held-out passages for retrieval overlap, where there is an `embedding` and a tokenizer."""
+    if data.source:
+        return _user_data.evaluation(spec, data, _feed(spec, data, vocabulary, held_out=True))
     if spec.task != "embedding" or tokenizer_folder(spec) is None:
         return None
-    return Evaluation("retrieval", tuple(batches_of(spec, shipped_passages("evaluation"), vocabulary, 4)))
+    passages = shipped_passages("evaluation")
+    return _calibration.held_out(
+        "retrieval",
+        batches_of(spec, passages, vocabulary, 4),
+        count=len(passages),
+        source=f"{len(passages)} passages of the Python documentation",
+        items=lambda: _known_by(passages),
+    )
+
+
+def samples_of(spec: ModelSpec, data: Data, *, held_out: bool, count: int) -> tuple[str, Iterator[Sample]]:
+    """What the user's texts are called, and the texts."""
+    source = parse_source(data)
+    if source.path is not None and not source.name:
+        return str(source.path), text_samples(source, source.path)
+    return open_samples(source, "text", held_out=held_out, offline=spec.offline, count=count)
+
+
+def _feed(spec: ModelSpec, data: Data, vocabulary: int, *, held_out: bool) -> Feed:
+    source = parse_source(data)
+    if source.suffix == ".npz" and source.path is not None:
+        return array_feed(source.path, spec)
+    count = data.count or _user_data.evaluation_count(spec, data)
+    name, samples = samples_of(spec, data, held_out=held_out, count=count)
+
+    def batch(chosen: Sequence[Sample]) -> Tensors:
+        return _encode(spec, [sample.content for sample in chosen], vocabulary, None)
+
+    return Feed(
+        f"{name}{_without_tokenizer(spec)}",
+        samples,
+        lambda: batch,
+        lambda chosen: _known_by([sample.content for sample in chosen]),
+    )
+
+
+def _without_tokenizer(spec: ModelSpec) -> str:
+    if tokenizer_folder(spec) is not None:
+        return ""
+    return ", hashed into token ids (the model came without a tokenizer)"
+
+
+def _known_by(passages: Sequence[str]) -> list[frozenset[bytes]]:
+    return [frozenset({_fingerprints.of_text(passage)}) for passage in passages]
 
 
 def batches_of(spec: ModelSpec, passages: Sequence[str], vocabulary: int, wanted: int) -> Iterator[Tensors]:

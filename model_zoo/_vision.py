@@ -12,12 +12,21 @@ from PIL import Image
 from torch import nn
 from transformers import PreTrainedModel
 
-from model_zoo import _calibration, _dims, _loading, _preprocess, _source
+from model_zoo import _calibration, _dims, _fingerprints, _loading, _preprocess, _source, _user_data
+from model_zoo._arrays import array_feed
+from model_zoo._datasets import open_samples
 from model_zoo._resolve import needs_no_files
+from model_zoo._samples import Sample, image_samples
+from model_zoo._user_data import Feed
+from toolkit.data_source import parse_source
 from toolkit.errors import UsageError
-from toolkit.types import Calibration, ModelRequest, ModelSpec, Tensors, TensorSpec
+from toolkit.recipe.document import Data
+from toolkit.types import Calibration, Evaluation, ModelRequest, ModelSpec, Tensors, TensorSpec
 
-__all__ = ["VisionEncoder", "calibration", "golden", "input_size", "labels_of", "stream", "tensors", "vision_spec"]
+__all__ = [
+    "VisionEncoder", "calibration", "evaluation", "golden", "image_fingerprint", "input_size", "labels_of", "tensors",
+    "vision_spec",
+]  # fmt: skip
 
 _PHOTOS = Path(__file__).parent / "data" / "photos"
 _GOLDEN_ROWS = (1, 3)
@@ -98,27 +107,50 @@ def golden(spec: ModelSpec) -> tuple[Tensors, ...]:
     return tuple(made)
 
 
-def calibration(spec: ModelSpec, source: Path | None, count: int) -> Calibration:
-    """Images of the user's folder (or one file), an `.npz` of pixel values, or the shipped photographs."""
-    if source is None:
-        return _shipped(spec, count)
-    if source.suffix == ".npz":
-        return _calibration.arrays(source, spec, count)
-    files = [source] if source.is_file() else _calibration.image_files(source, count)
-    return stream(spec, files, str(source))
+def calibration(spec: ModelSpec, data: Data) -> Calibration:
+    """Images of the user's folder, file or data set, an `.npz` of pixel values, or the shipped photographs."""
+    if not data.source:
+        return _shipped(spec, data.count or _calibration.COUNT)
+    return _user_data.calibration(spec, data, _feed(spec, data, held_out=False))
 
 
-def stream(spec: ModelSpec, items: Sequence[Path | Image.Image], where: str, wanted: int = 4) -> Calibration:
-    """A calibration over image files or images, preprocessed anew on each pass."""
-    sizes = _calibration.batch_sizes(len(items), spec.dims["batch"], wanted)
+def evaluation(spec: ModelSpec, data: Data) -> Evaluation | None:
+    """The user's images, or an `.npz` of pixel values; None without, since no photographs with classes are shipped."""
+    return _user_data.evaluation(spec, data, _feed(spec, data, held_out=True)) if data.source else None
 
-    def batches() -> Iterator[Tensors]:
-        start = 0
-        for size in sizes:
-            yield tensors(spec, [items[(start + index) % len(items)] for index in range(size)])
-            start += size
 
-    return _calibration.hashed(batches, min(len(items), sum(sizes)), where)
+def image_fingerprint(spec: ModelSpec, image: Image.Image) -> frozenset[bytes]:
+    """What an image is known by, once it is in the model's colour mode."""
+    return frozenset({_fingerprints.of_image(_preprocess.in_mode(image, _channels(spec)))})
+
+
+def _feed(spec: ModelSpec, data: Data, *, held_out: bool) -> Feed:
+    source = parse_source(data)
+    if source.suffix == ".npz" and source.path is not None:
+        return array_feed(source.path, spec)
+    name, samples = str(source.path), image_samples(source.path) if source.path and not source.name else iter(())
+    if source.name:
+        count = data.count or _user_data.evaluation_count(spec, data)
+        name, samples = open_samples(source, "image", held_out=held_out, offline=spec.offline, count=count)
+
+    def batch(chosen: Sequence[Sample]) -> Tensors:
+        return tensors(spec, [_image(sample) for sample in chosen])
+
+    def fingerprints(chosen: Sequence[Sample]) -> list[frozenset[bytes]]:
+        return [image_fingerprint(spec, _image(sample)) for sample in chosen]
+
+    return Feed(name, samples, lambda: batch, fingerprints)
+
+
+def _image(sample: Sample) -> Image.Image:
+    content = sample.content
+    if isinstance(content, Path):
+        return _preprocess.open_image(content)
+    return _preprocess.open_image(sample.where, content) if isinstance(content, bytes) else content()
+
+
+def _channels(spec: ModelSpec) -> int:
+    return int(spec.inputs[0].shape[-3])
 
 
 def _shipped(spec: ModelSpec, count: int) -> Calibration:
@@ -134,7 +166,12 @@ def _shipped(spec: ModelSpec, count: int) -> Calibration:
 
     photos = min(count, len(files))
     crops = f" and {count - photos} crops of them" if count > photos else ""
-    return _calibration.hashed(batches, sum(sizes), f"{photos} photographs{crops} (model_zoo/data/SOURCES.md)")
+    return _calibration.hashed(
+        batches,
+        sum(sizes),
+        f"{photos} photographs{crops} (model_zoo/data/SOURCES.md)",
+        items=lambda: [image_fingerprint(spec, _view(files, index)) for index in range(sum(sizes))],
+    )
 
 
 def _view(files: Sequence[Path], index: int) -> Image.Image:

@@ -14,9 +14,11 @@ from transformers import GenerationMixin, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
 from model_zoo import _loading, _source, _text, _vision
+from model_zoo._calibration import OWN
 from model_zoo._decoder import CausalFamily
 from model_zoo._skeleton import SHAPES_ONLY, skeleton
 from toolkit.errors import UnsupportedError, UsageError
+from toolkit.recipe.document import Data
 from toolkit.types import Calibration, Evaluation, Kind, ModelRequest, ModelSpec, Tensors, TensorSpec
 
 __all__ = ["FAMILY", "MODEL_TYPES", "NAMES"]
@@ -70,19 +72,21 @@ class Auto:
             return _CAUSAL.golden(spec)
         return _vision.golden(spec) if spec.kind == "vision" else _text.golden(spec, _vocabulary(spec))
 
-    def calibration(self, spec: ModelSpec, source: Path | None, count: int) -> Calibration:
+    def calibration(self, spec: ModelSpec, data: Data = OWN) -> Calibration:
         """Photographs or passages: the user's, or the shipped ones."""
         if spec.kind == "decoder":
-            return _CAUSAL.calibration(spec, source, count)
+            return _CAUSAL.calibration(spec, data)
         if spec.kind == "vision":
-            return _vision.calibration(spec, source, count)
-        return _text.calibration(spec, source, count, _vocabulary(spec))
+            return _vision.calibration(spec, data)
+        return _text.calibration(spec, data, _vocabulary(spec))
 
-    def evaluation(self, spec: ModelSpec) -> Evaluation | None:
-        """Retrieval over held-out passages for sentence encoders, their text for language models."""
+    def evaluation(self, spec: ModelSpec, data: Data = OWN) -> Evaluation | None:
+        """The user's; or retrieval over held-out passages for sentence encoders, their text for language models."""
         if spec.kind == "decoder":
-            return _CAUSAL.evaluation(spec)
-        return _text.evaluation(spec, _vocabulary(spec)) if spec.task == "embedding" else None
+            return _CAUSAL.evaluation(spec, data)
+        if spec.kind == "vision":
+            return _vision.evaluation(spec, data)
+        return _text.evaluation(spec, _vocabulary(spec), data)
 
     def assets(self, spec: ModelSpec) -> tuple[Path, ...]:
         """What the model's folder has of tokenizer, image processor and configuration."""

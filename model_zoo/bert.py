@@ -9,8 +9,10 @@ from torch import nn
 from transformers import BertForSequenceClassification, BertModel
 
 from model_zoo import _loading, _source, _text, _vision
+from model_zoo._calibration import OWN
 from model_zoo._resolve import needs_no_files
 from model_zoo.auto import FAMILY as AUTO
+from toolkit.recipe.document import Data
 from toolkit.types import Calibration, Evaluation, ModelRequest, ModelSpec, Tensors, TensorSpec
 
 __all__ = ["CONFIGS", "FAMILY", "MODEL_TYPES", "NAMES", "POOLING"]
@@ -119,13 +121,13 @@ class Bert:
         """Passages, tokenized."""
         return _text.golden(spec, _vocabulary(spec))
 
-    def calibration(self, spec: ModelSpec, source: Path | None, count: int) -> Calibration:
+    def calibration(self, spec: ModelSpec, data: Data = OWN) -> Calibration:
         """Passages: the user's, or the shipped ones."""
-        return _text.calibration(spec, source, count, _vocabulary(spec))
+        return _text.calibration(spec, data, _vocabulary(spec))
 
-    def evaluation(self, spec: ModelSpec) -> Evaluation | None:
-        """Retrieval over held-out passages, for sentence encoders."""
-        return _text.evaluation(spec, _vocabulary(spec))
+    def evaluation(self, spec: ModelSpec, data: Data = OWN) -> Evaluation | None:
+        """Texts: the user's, or for sentence encoders retrieval over held-out passages."""
+        return _text.evaluation(spec, _vocabulary(spec), data)
 
     def assets(self, spec: ModelSpec) -> tuple[Path, ...]:
         """Tokenizer files and the configuration with the class names."""

@@ -11,8 +11,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from model_zoo import _calibration, _dims
+from model_zoo import _calibration, _dims, _user_data
+from model_zoo._arrays import array_feed
+from model_zoo._calibration import OWN
+from model_zoo._user_data import Feed
+from toolkit.data_source import parse_source
 from toolkit.errors import StageError, UsageError
+from toolkit.recipe.document import Data
 from toolkit.types import Calibration, Evaluation, ModelRequest, ModelSpec, Tensors, TensorSpec
 
 __all__ = ["FAMILY", "MODEL_TYPES", "NAMES"]
@@ -87,28 +92,32 @@ class Module:
         sizes = dict.fromkeys(_dims.within(rows, spec.dims["batch"]) for rows in (own, *_GOLDEN_ROWS))
         return tuple(_numpy(_resized(example, rows)) for rows in sizes)
 
-    def calibration(self, spec: ModelSpec, source: Path | None, count: int) -> Calibration:
+    def calibration(self, spec: ModelSpec, data: Data = OWN) -> Calibration:
         """An `.npz` of inputs, or the example inputs."""
-        if source is not None:
-            if source.suffix != ".npz":
-                raise UsageError(
-                    f"{source} cannot feed your own module", hint="Give an .npz file, one array for each input."
-                )
-            return _calibration.arrays(source, spec, count)
+        if data.source:
+            return _user_data.calibration(spec, data, _feed(spec, data), 8)
         _, example = _make(spec.source, spec.seed)
-        rows = _dims.within(min(_rows(example), count), spec.dims["batch"])
+        rows = _dims.within(min(_rows(example), data.count or _calibration.COUNT), spec.dims["batch"])
         batch = _numpy(_resized(example, rows))
         return _calibration.hashed(lambda: iter([batch]), rows, "the module's own example inputs")
 
-    def evaluation(self, spec: ModelSpec) -> Evaluation | None:
-        """None: what the outputs mean is not known."""
-        del spec
-        return None
+    def evaluation(self, spec: ModelSpec, data: Data = OWN) -> Evaluation | None:
+        """An `.npz` of inputs, with `labels` where the output is scores of classes; none of its own."""
+        return _user_data.evaluation(spec, data, _feed(spec, data), 8) if data.source else None
 
     def assets(self, spec: ModelSpec) -> tuple[Path, ...]:
         """None."""
         del spec
         return ()
+
+
+def _feed(spec: ModelSpec, data: Data) -> Feed:
+    source = parse_source(data)
+    if source.suffix != ".npz" or source.path is None:
+        raise UsageError(
+            f"{data.source} cannot feed your own module", hint="Give an .npz file, one array for each input."
+        )
+    return array_feed(source.path, spec)
 
 
 def _make(source: str, seed: int) -> tuple[NamedOutputs, dict[str, torch.Tensor]]:

@@ -8,7 +8,9 @@ from typing import Any
 from transformers import ViTForImageClassification, ViTModel
 
 from model_zoo import _loading, _vision
+from model_zoo._calibration import OWN
 from toolkit.errors import UnsupportedError
+from toolkit.recipe.document import Data
 from toolkit.types import Calibration, Evaluation, ModelRequest, ModelSpec, Tensors, TensorSpec
 
 __all__ = ["CONFIGS", "FAMILY", "MODEL_TYPES", "NAMES"]
@@ -83,14 +85,13 @@ class ViT:
         """Photographs, preprocessed."""
         return _vision.golden(spec)
 
-    def calibration(self, spec: ModelSpec, source: Path | None, count: int) -> Calibration:
+    def calibration(self, spec: ModelSpec, data: Data = OWN) -> Calibration:
         """Photographs: the user's, or the shipped ones."""
-        return _vision.calibration(spec, source, count)
+        return _vision.calibration(spec, data)
 
-    def evaluation(self, spec: ModelSpec) -> Evaluation | None:
-        """None: no labelled photographs are shipped."""
-        del spec
-        return None
+    def evaluation(self, spec: ModelSpec, data: Data = OWN) -> Evaluation | None:
+        """Photographs: the user's; no labelled ones are shipped."""
+        return _vision.evaluation(spec, data)
 
     def assets(self, spec: ModelSpec) -> tuple[Path, ...]:
         """The image processor's file and the configuration with the class names."""

@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model_zoo import _calibration, _dims, _vision
+from model_zoo._calibration import OWN
 from model_zoo.vit import ViT
+from toolkit.recipe.document import Data
 from toolkit.types import Calibration, Evaluation, ModelSpec, Tensors
 
 __all__ = ["FAMILY", "MODEL_TYPES", "NAMES"]
@@ -35,25 +37,39 @@ class VitDigits(ViT):
             start += rows
         return tuple(made)
 
-    def calibration(self, spec: ModelSpec, source: Path | None, count: int) -> Calibration:
+    def calibration(self, spec: ModelSpec, data: Data = OWN) -> Calibration:
         """Digits of the training split (128 are shipped), or the user's images."""
-        if source is not None:
-            return super().calibration(spec, source, count)
-        total = min(count, len(_array("calibration_images")))
-        sizes = _calibration.batch_sizes(total, spec.dims["batch"], 16)
+        if data.source:
+            return super().calibration(spec, data)
+        images = _array("calibration_images")[: data.count or _calibration.COUNT]
+        sizes = _calibration.batch_sizes(len(images), spec.dims["batch"], 16)
 
         def batches() -> Iterator[Tensors]:
-            yield from _batches(spec, _array("calibration_images")[:total], sizes)
+            yield from _batches(spec, images, sizes)
 
-        where = f"{total} digits of scikit-learn's set, from the training split"
-        return _calibration.hashed(batches, min(total, sum(sizes)), where)
+        where = f"{len(images)} digits of scikit-learn's set, from the training split"
+        count = min(len(images), sum(sizes))
+        return _calibration.hashed(batches, count, where, items=lambda: _known_by(spec, images))
 
-    def evaluation(self, spec: ModelSpec) -> Evaluation | None:
-        """The 360 held-out digits with their labels."""
+    def evaluation(self, spec: ModelSpec, data: Data = OWN) -> Evaluation | None:
+        """The 360 held-out digits with their labels, or the user's images."""
+        if data.source:
+            return super().evaluation(spec, data)
         images, labels = _array("heldout_images"), _array("heldout_labels").astype(np.int64)
         sizes = _calibration.batch_sizes(len(images), spec.dims["batch"], 60)
         rows = np.arange(sum(sizes)) % len(images)
-        return Evaluation("accuracy", tuple(_batches(spec, images, sizes)), labels[rows])
+        return _calibration.held_out(
+            "accuracy",
+            _batches(spec, images, sizes),
+            labels[rows],
+            count=min(len(images), sum(sizes)),
+            source=f"{len(images)} digits of scikit-learn's set, from the held-out split",
+            items=lambda: _known_by(spec, images),
+        )
+
+
+def _known_by(spec: ModelSpec, images: NDArray[np.uint8]) -> list[frozenset[bytes]]:
+    return [_vision.image_fingerprint(spec, Image.fromarray(image)) for image in images]
 
 
 def _batches(spec: ModelSpec, images: NDArray[np.uint8], sizes: list[int]) -> Iterator[Tensors]:

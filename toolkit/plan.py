@@ -11,12 +11,23 @@ from exporters import OPSETS
 from model_zoo import resolve
 from toolkit import plugins
 from toolkit.compiled import ChecksOptions
+from toolkit.data_source import require_there
 from toolkit.drift.gates import parse_gate
 from toolkit.errors import UnsupportedError, UsageError
 from toolkit.recipe.changes import require_taken, tuned
 from toolkit.recipe.document import Data, Quantization
 from toolkit.target import Target, parse_target, schemes_for
-from toolkit.types import DEFAULT_OPTIONS, Calibration, Dim, Gate, Kind, ModelSpec, QuantConfig, TargetOptions
+from toolkit.types import (
+    DEFAULT_OPTIONS,
+    Calibration,
+    Dim,
+    Evaluation,
+    Gate,
+    Kind,
+    ModelSpec,
+    QuantConfig,
+    TargetOptions,
+)
 
 __all__ = ["Plan", "Request", "no_engine", "plan"]
 
@@ -68,9 +79,14 @@ class Plan:
 
     def calibrate(self) -> Calibration:
         """The data that activations are measured on; read once here, so that a bad file is told at once."""
-        data = self.request.calibration
-        source = Path(data.source) if data.source else None
-        return plugins.family(self.spec.family).calibration(self.spec, source, data.count or 64)
+        return plugins.family(self.spec.family).calibration(self.spec, self.request.calibration)
+
+    def evaluate(self) -> Evaluation | None:
+        """The held-out data that reference and stages are judged on: the user's, else the family's own if it has any.
+
+        Read here, as calibration data is.
+        """
+        return plugins.family(self.spec.family).evaluation(self.spec, self.request.evaluation or Data())
 
     def recipe(self, target: Target) -> QuantConfig:
         """The recipe of the target's scheme for this model, with what the user changed."""
@@ -210,8 +226,9 @@ def _check_values(request: Request) -> None:
             hint=f"Give --opset {OPSETS[0]} to {OPSETS[-1]}, or leave it out.",
         )
     for given in filter(None, (request.calibration, request.evaluation)):
-        if given.source and not Path(given.source).exists():
-            raise UsageError(
-                f"there is no {given.source} to take inputs from",
-                hint="Give an existing folder or file, or a number of samples.",
-            )
+        require_there(given)
+    if request.evaluation and not request.evaluation.source and request.evaluation != Data():
+        raise UsageError(
+            "a number or seed of evaluation samples goes with a set of your own",
+            hint="Give --evaluation DIR, FILE or datasets:NAME, or leave the number out.",
+        )

@@ -53,14 +53,17 @@ class Reference:
             session.close()
 
     @classmethod
-    def of(cls, module: Module, plan: Plan, work: Path) -> Self:
-        """Run the module on the family's golden and held-out inputs; what is too large for memory goes to `work`."""
+    def of(cls, module: Module, plan: Plan, work: Path, held_out: Evaluation | None = None) -> Self:
+        """Run the module on golden and held-out inputs; what is too large for memory goes to `work`.
+
+        `held_out` is what `plan.evaluate()` answers, where that was read before.
+        """
         from exporters.decoder import with_all_logits
         from exporters.reference import TorchSession
 
         session = TorchSession(module)
         family, spec = plugins.family(plan.spec.family), plan.spec
-        golden, evaluation = family.golden(spec), family.evaluation(spec)
+        golden, evaluation = family.golden(spec), held_out or plan.evaluate()
         if spec.decoder is not None:
             golden = with_continuations(session, golden)
         batches = evaluation.batches if evaluation else ()

@@ -18,6 +18,7 @@ from toolkit.bundle.read import is_bundle
 from toolkit.drift.gates import raise_if_failed
 from toolkit.drift.report import DriftReport, StageDrift
 from toolkit.drift.table import task_words
+from toolkit.overlap import overlap
 from toolkit.plan import Plan, no_engine
 from toolkit.progress import Watch
 from toolkit.reference import Reference
@@ -73,14 +74,15 @@ class Stages:
         spec, request = self.plan.spec, self.plan.request
         family = plugins.family(spec.family)
         with self.watch.stage("load") as row:
-            # Here, so that a bad calibration file costs nobody an export.
+            # Here, so that a bad calibration or evaluation file costs nobody an export.
+            held_out = self.plan.evaluate()
             if any(self.plan.recipe(target).calibration != "none" for target in self.plan.targets):
                 self._calibrate()
             module = family.load(spec)
             row.said = f"{spec.architecture}, {spec.weights} weights from {spec.source}"
         with self.watch.stage("reference") as row:
-            reference = Reference.of(module, self.plan, self.work)
-            row.said = reference.ran_on
+            reference = Reference.of(module, self.plan, self.work, held_out)
+            row.said = f"{reference.ran_on}{self._shared(reference)}"
         with self.watch.stage("export") as row:
             exported = export(
                 module,
@@ -173,6 +175,11 @@ class Stages:
             row.said = str(self.plan.folder(target))
         return self.plan.folder(target)
 
+    def _shared(self, reference: Reference) -> str:
+        """What the row says where samples are in both sets; a set that is not open yet is told of in the bundle."""
+        found = overlap(self.calibration, reference.evaluation)
+        return f"; WARNING: {found} evaluation samples are calibration samples" if found and found.duplicates else ""
+
     def _measure(self, stage: str, path: Path, reference: Reference, gate: Gate) -> StageDrift:
         drift = reference.drift(stage.partition("-")[0], portable_session(path), self.plan, gate)
         self.drift[stage] = drift
@@ -243,6 +250,8 @@ def _short(drift: StageDrift) -> str:
     parts = [f"SQNR {worst.sqnr_db:.1f} dB" if worst.sqnr_db is not None else "not comparable"]
     if drift.task and drift.task.candidate_accuracy is not None:
         parts.append(f"accuracy {drift.task.candidate_accuracy:.1f}%")
+    elif drift.task and drift.task.metric == "accuracy" and drift.task.top1_agreement is not None:
+        parts.append(task_words(drift.task))
     if drift.task and drift.task.metric == "language":
         parts.append(task_words(drift.task))
     if worst.overlap_at_10 is not None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from toolkit.recipe.document import Data
 
 __all__ = [
     "DEFAULT_OPTIONS",
@@ -23,6 +26,7 @@ __all__ = [
     "Evaluation",
     "ExportedGraph",
     "Family",
+    "Fingerprints",
     "Gate",
     "Granularity",
     "Graph",
@@ -47,6 +51,9 @@ __all__ = [
 
 Tensors = Mapping[str, NDArray[Any]]
 """Input or output tensors by name."""
+
+Fingerprints = Callable[[], Sequence[frozenset[bytes]]]
+"""For each item of a data set the hashes of what it was made from, worked out when asked for; none: not known."""
 
 Kind = Literal["encoder", "vision", "decoder", "module"]
 EngineStatus = Literal["executed", "built", "graph-only"]
@@ -243,13 +250,17 @@ class QuantConfig:
 class Calibration:
     """A stream of realistic inputs. `batches` starts it anew at each call; nothing is held in memory.
 
-    `source` says where the data came from; `sha256` is the hash of the tensors in order.
+    `source` says where the data came from; `sha256` is the hash of the tensors in order. Where `count` samples were
+    drawn of a larger set, `total` is its size, as far as it was read, and `seed` that of the draw.
     """
 
     batches: Callable[[], Iterator[Tensors]]
     count: int
     source: str
     sha256: str = ""
+    total: int | None = None
+    seed: int | None = None
+    items: Fingerprints = tuple
 
 
 Samples = Callable[[], Calibration]
@@ -296,14 +307,21 @@ class PackedWeight:
 class Evaluation:
     """Held-out inputs that a task metric is computed on.
 
-    `metric` is `accuracy` (needs `labels`, int64 [n], the class of each row over all batches) or `retrieval`
-    (neighbours of each row among all rows, compared with the reference's), or `language` (perplexity of the text in
-    `input_ids`, KL divergence and top-1 agreement of every position's `logits` with the reference's).
+    `metric` is `accuracy` (of `labels`, int64 [n], the class of each row over all batches; without them only the
+    top-1 agreement with the reference) or `retrieval` (neighbours of each row among all rows, compared with the
+    reference's), or `language` (perplexity of the text in `input_ids`, KL divergence and top-1 agreement of every
+    position's `logits` with the reference's). The rest is as in `Calibration`; `sha256` covers the labels too.
     """
 
     metric: Literal["accuracy", "retrieval", "language"]
     batches: tuple[Tensors, ...]
     labels: NDArray[np.int64] | None = None
+    count: int = 0
+    source: str = ""
+    sha256: str = ""
+    total: int | None = None
+    seed: int | None = None
+    items: Fingerprints = tuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -409,12 +427,15 @@ class Family(Protocol):
         """A few realistic inputs, the same each time; the bundle carries them."""
         ...
 
-    def calibration(self, spec: ModelSpec, source: Path | None, count: int) -> Calibration:
-        """Inputs to calibrate on: the family's own sample data, or the user's folder or file."""
+    def calibration(self, spec: ModelSpec, data: Data = ...) -> Calibration:
+        """Inputs to calibrate on: the user's, or where `data` has no source the family's own sample data."""
         ...
 
-    def evaluation(self, spec: ModelSpec) -> Evaluation | None:
-        """Held-out inputs of the task, or None where there are none."""
+    def evaluation(self, spec: ModelSpec, data: Data = ...) -> Evaluation | None:
+        """Held-out inputs of the task: the user's, or the family's own, or None where it has none.
+
+        Raises UsageError where the user gave some and no metric can be computed on what this model answers.
+        """
         ...
 
     def assets(self, spec: ModelSpec) -> tuple[Path, ...]:

@@ -91,10 +91,11 @@ class Workbench:
         with tempfile.TemporaryDirectory(prefix="toolkit-", dir=folder) as place:
             work = Path(place)
             with watch.stage("load") as row:
+                held_out = plan.evaluate()
                 module = plugins.family(plan.spec.family).load(plan.spec)
                 row.said = f"{plan.spec.architecture}, {plan.spec.weights} weights from {plan.spec.source}"
             with watch.stage("reference") as row:
-                reference = Reference.of(module, plan, work)
+                reference = Reference.of(module, plan, work, held_out)
                 row.said = reference.ran_on
             with watch.stage("export"):
                 exported = export_module(module, plan, reference.golden, work / "export")

@@ -17,13 +17,14 @@ import model_zoo
 from model_zoo import resolve
 from toolkit import plugins
 from toolkit.errors import UsageError
+from toolkit.recipe.document import Data
 from toolkit.types import Calibration, Dim, ModelSpec
 
 DATA = Path(model_zoo.__file__).parent / "data"
 
 
 def calibrate(spec: ModelSpec, source: Path | None = None, count: int = 6) -> Calibration:
-    return plugins.family(spec.family).calibration(spec, source, count)
+    return plugins.family(spec.family).calibration(spec, Data(source=str(source or ""), count=count))
 
 
 def rows(batches: Any) -> int:
@@ -59,7 +60,7 @@ def test_all_inputs_keep_to_the_dims(family: str, tight: bool, tmp_path: Path) -
     dims = {key: dim for key, dim in DIMS.items() if key == "batch" or family == "bert"}
     spec = resolve(str(name), dims=dims if tight else {})
     own = plugins.family(spec.family)
-    calibration, evaluation = own.calibration(spec, None, 9), own.evaluation(spec)
+    calibration, evaluation = own.calibration(spec, Data(count=9)), own.evaluation(spec, Data())
     for batch in [*own.golden(spec), *calibration.batches(), *(evaluation.batches if evaluation else ())]:
         assert_inputs(spec, batch)
     assert rows(calibration.batches()) == calibration.count
@@ -114,7 +115,7 @@ def test_shipped_data_is_small() -> None:
 def test_vit_digits_reads_held_out_digits() -> None:
     spec = resolve("vit-digits")
     family = plugins.family("vit-digits")
-    module, evaluation = family.load(spec), family.evaluation(spec)
+    module, evaluation = family.load(spec), family.evaluation(spec, Data())
     assert evaluation is not None and evaluation.labels is not None
     assert spec.labels == tuple("0123456789")
     guesses = [
@@ -126,7 +127,7 @@ def test_vit_digits_reads_held_out_digits() -> None:
 
 
 def test_retrieval_needs_the_models_own_tokenizer(text: ModelSpec) -> None:
-    assert plugins.family("bert").evaluation(text) is None
+    assert plugins.family("bert").evaluation(text, Data()) is None
 
 
 def test_a_folder_of_images(vision: ModelSpec, tmp_path: Path) -> None:
@@ -174,9 +175,9 @@ def save(path: Path, **arrays: Any) -> Path:
 
 def test_arrays(vision: ModelSpec, tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).normal(size=(11, 3, 16, 16)).astype(np.float32)
-    calibration = calibrate(vision, save(tmp_path / "good.npz", pixel_values=pixels), 10)
+    calibration = calibrate(vision, save(tmp_path / "good.npz", pixel_values=pixels), 11)
     streamed = np.concatenate([batch["pixel_values"] for batch in calibration.batches()])
-    np.testing.assert_array_equal(streamed, pixels[:10])
+    np.testing.assert_array_equal(streamed, pixels)
 
 
 @pytest.mark.parametrize(

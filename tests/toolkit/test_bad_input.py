@@ -282,6 +282,22 @@ def test_bad_calibration_is_refused_before_the_model_is_exported(samples, model,
     assert "export " not in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("model", "source", "code", "says", "hint"),
+    [
+        ("vit", "nowhere", 2, "there is no nowhere", "an existing folder"),
+        ("vit", "noise", 2, "noise holds 1 samples, too few", "32 or more"),
+        ("bert", "latin.txt", 2, "latin.txt cannot be read", "Check the file"),
+        ("bert", "broken.jsonl#txt", 2, "broken.jsonl, line 1, has no text (key 'txt')", "FILE#KEY"),
+        ("vit", "datasets:nobody/nothing", 2, "--offline forbids to ask the Hub", "datasets:FOLDER"),
+    ],
+)
+def test_bad_evaluation_is_refused_before_the_model_is_exported(samples, model, source, code, says, hint):
+    arguments = export(model, "ort-cpu-fp32", "--evaluation", source, "--offline")
+    result = refused(samples, arguments, code, says, hint)
+    assert "export " not in result.stderr
+
+
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root reads everything")
 def test_a_calibration_folder_that_may_not_be_read(place):
     (place / "secret").mkdir(mode=0o000)

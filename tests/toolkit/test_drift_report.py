@@ -23,7 +23,7 @@ from toolkit.drift.report import (
     read_report,
     write_report,
 )
-from toolkit.drift.table import render, render_text
+from toolkit.drift.table import render, render_text, task_words
 from toolkit.errors import DriftError, UsageError
 from toolkit.types import Dim, Evaluation, Gate, ModelSpec, TensorSpec
 
@@ -161,10 +161,15 @@ def test_a_bad_value_in_the_evaluation_fails() -> None:
     assert "accuracy of 'y' has 6 of 6 values that are NaN" in measured.failures[0]
 
 
-def test_accuracy_without_labels_is_an_error() -> None:
-    same = [{"y": np.eye(4, 3, dtype=np.float32)}, {"y": np.eye(2, 3, dtype=np.float32)}]
-    with pytest.raises(UsageError, match="needs labels"):
-        evaluated(same, Evaluation("accuracy", ({}, {})), Gate())
+def test_accuracy_without_labels_is_agreement_with_the_reference() -> None:
+    changed = [{"y": np.eye(4, 3, dtype=np.float32)}, {"y": np.zeros((2, 3), np.float32)}]
+    changed[1]["y"][:, 2] = 1
+    measured = evaluated(changed, Evaluation("accuracy", ({}, {})), Gate(max_accuracy_drop=0.0, min_top1_agreement=0.9))
+    assert measured.task is not None
+    assert measured.task.reference_accuracy is measured.task.accuracy_drop is None
+    assert measured.task.top1_agreement == pytest.approx(4 / 6)
+    assert "top-1 agreement 0.6667 is below" in measured.failures[0]
+    assert task_words(measured.task) == "top-1 agreement 0.6667"
 
 
 def test_retrieval_overlap_over_all_batches() -> None:

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, AwareDatetime, Field, JsonValue, model_vali
 
 from toolkit.document import Frozen, read_document
 from toolkit.drift.report import FiniteGate, Worst
+from toolkit.overlap import Overlap
 from toolkit.types import DecoderSpec, Dim, EngineStatus, Gate, Kind, ModelSpec, Step, TensorSpec
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "CalibrationEntry",
     "DriftEntry",
     "EngineEntry",
+    "EvaluationEntry",
     "FileEntry",
     "Manifest",
     "ModelEntry",
@@ -100,18 +102,37 @@ class DriftEntry(Frozen):
 
 
 class CalibrationEntry(Frozen):
-    """What the activations' ranges were taken from: `count` samples, `sha256` of their tensors in order."""
+    """What the activations' ranges were taken from: `count` samples, `sha256` of their tensors in order.
+
+    Of the user's own data, drawn with `seed` from `total` samples.
+    """
 
     source: str
     count: int
     method: str
     sha256: str = ""
+    total: int | None = None
+    seed: int | None = None
+
+
+class EvaluationEntry(Frozen):
+    """What stages were judged on, as a calibration's entry says it; `sha256` covers the classes too."""
+
+    metric: Literal["accuracy", "retrieval", "language"]
+    source: str
+    count: int
+    labelled: bool
+    sha256: str
+    total: int | None = None
+    seed: int | None = None
 
 
 class Manifest(Frozen):
     """Everything about a bundle but its bytes. Paths are relative to the bundle's folder, in POSIX form.
 
-    `gates` holds each stage's gate, and under `check` the one that a later `toolkit check` applies.
+    `gates` holds each stage's gate, and under `check` the one that a later `toolkit check` applies. `overlap` counts
+    the evaluation samples that are calibration samples too; None where nothing was calibrated, or samples are not
+    known.
     """
 
     schema_version: Literal[1] = 1
@@ -130,6 +151,8 @@ class Manifest(Frozen):
     gates: dict[str, FiniteGate]
     evaluation: Literal["accuracy", "retrieval", "language"] | None = None
     calibration: CalibrationEntry | None = None
+    evaluation_data: EvaluationEntry | None = None
+    overlap: Overlap | None = None
     allow_unfused: tuple[str, ...] = ()
     canonical: dict[str, dict[str, int]] = Field(default_factory=dict)
     """Operators of the graph as it was exported, by domain; empty in bundles from before they were recorded."""

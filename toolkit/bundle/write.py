@@ -21,6 +21,7 @@ from toolkit.bundle.manifest import (
     CalibrationEntry,
     DriftEntry,
     EngineEntry,
+    EvaluationEntry,
     FileEntry,
     Manifest,
     ModelEntry,
@@ -32,6 +33,7 @@ from toolkit.drift.report import DriftReport, write_report
 from toolkit.errors import UsageError
 from toolkit.generation.static_cache import has_static_cache
 from toolkit.hashing import data_path, file_sha256
+from toolkit.overlap import overlap
 from toolkit.target import Target
 from toolkit.types import Calibration, Engine, Evaluation, Gate, ModelSpec, Tensors
 
@@ -185,6 +187,8 @@ def _manifest(folder: Path, contents: Contents, command: str, gate: Gate, graph:
         gates={**{stage.stage: stage.gate for stage in report.stages}, CHECK: gate},
         evaluation=evaluation.metric if evaluation else None,
         calibration=_calibration(contents),
+        evaluation_data=_evaluation(evaluation),
+        overlap=overlap(contents.calibration, evaluation),
         allow_unfused=tuple(contents.allow_unfused),
         canonical={domain: dict(counts) for domain, counts in contents.canonical.items()},
         libraries=dict(contents.libraries) or library_versions(),
@@ -221,7 +225,27 @@ def _calibration(contents: Contents) -> CalibrationEntry | None:
     if given is None:
         return None
     return CalibrationEntry(
-        source=given.source, count=given.count, method=contents.calibration_method, sha256=given.sha256
+        source=given.source,
+        count=given.count,
+        method=contents.calibration_method,
+        sha256=given.sha256,
+        total=given.total,
+        seed=given.seed,
+    )
+
+
+def _evaluation(given: Evaluation | None) -> EvaluationEntry | None:
+    """None for an evaluation that does not say where it comes from."""
+    if given is None or not given.sha256:
+        return None
+    return EvaluationEntry(
+        metric=given.metric,
+        source=given.source,
+        count=given.count,
+        labelled=given.labels is not None,
+        sha256=given.sha256,
+        total=given.total,
+        seed=given.seed,
     )
 
 

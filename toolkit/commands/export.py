@@ -22,6 +22,7 @@ Examples:
   toolkit export --model vit-digits --target trt-int8 --target ort-cpu-int8
   toolkit export --model vit-base --weights random --target trt-fp16
   toolkit export --model ./my-bert --target ort-cpu-int8 --calibration texts.jsonl
+  toolkit export --model ./my-vit --target ort-cpu-int8 --calibration train/ --evaluation val/ --evaluation-count 500
   toolkit export --model mypackage.models:make --target ort-cpu-fp32 --dim batch=1:8:64
 
 Exit codes: 0 done, 2 wrong input, 3 a library is missing, 4 not supported, 5 a stage failed, 6 drifted too far.
@@ -88,8 +89,26 @@ class _Folder(click.Path):
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of random weights.")
 @click.option(
     "--calibration",
-    metavar="DIR|FILE|N",
+    metavar="DIR|FILE|N|datasets:NAME",
     help="Images, text, JSONL or .npz to calibrate on; or how many of the family's own samples.",
+)
+@click.option("--calibration-count", type=click.IntRange(min=1), help="How many samples to calibrate on; default 64.")
+@click.option(
+    "--evaluation",
+    metavar="DIR|FILE|datasets:NAME",
+    help="Held-out images, text, JSONL or .npz that every stage is judged on; with classes, accuracy.",
+)
+@click.option(
+    "--evaluation-count",
+    type=click.IntRange(min=1),
+    help="How many samples to judge on; default 256, less for large inputs, 8 windows of text.",
+)
+@click.option(
+    "--data-seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Seed of the samples drawn where a set has more.",
 )
 @click.option("--dim", "dims", type=_DimRange(), multiple=True, help="Range of a dynamic dimension; repeatable.")
 @click.option("--opset", type=int, help="ONNX opset of the canonical graph.")
@@ -132,7 +151,7 @@ def command(dims: tuple[tuple[str, Dim], ...], as_json: bool, dry_run: bool, **o
 
     options["recipe"] = parse_changes(options["recipe"])
     chosen = _options(options)
-    request = Request(**_calibration(options), dims=_once("dim", dims), options=chosen, command=_command_line())
+    request = Request(**_data(options), dims=_once("dim", dims), options=chosen, command=_command_line())
     the_plan = plan(request)
     if dry_run and as_json:
         console.emit_json(the_plan.as_json())
@@ -164,13 +183,29 @@ def _options(options: dict[str, Any]) -> TargetOptions:
     return TargetOptions(**{name: value for name, value in given.items() if value is not None})
 
 
-def _calibration(options: dict[str, Any]) -> dict[str, Any]:
+def _data(options: dict[str, Any]) -> dict[str, Any]:
+    """The options with what says which data to take put together."""
     from toolkit.recipe.document import Data
 
-    text = options.pop("calibration")
-    if text is None:
-        return options
-    return options | {"calibration": Data(count=int(text)) if text.isdecimal() else Data(source=text)}
+    names = ("calibration", "calibration_count", "evaluation", "evaluation_count", "data_seed")
+    source, count, held_out, held_out_count, seed = (options.pop(name) for name in names)
+    for flag, text in (("calibration", source), ("evaluation", held_out)):
+        if text is not None and not text.strip():
+            raise UsageError(f"--{flag} is empty", hint="Give a folder, a file or datasets:NAME, or leave it out.")
+    if source is not None and source.isdecimal():
+        number = int(source)
+        if not number:
+            raise UsageError("--calibration 0 leaves no samples to calibrate on", hint="Give at least one.")
+        if count not in (None, number):
+            raise UsageError(f"--calibration {number} and --calibration-count {count} differ", hint="Give one of them.")
+        source, count = None, number
+    if held_out is None and held_out_count is not None:
+        raise UsageError(
+            "--evaluation-count goes with --evaluation", hint="Give --evaluation DIR, FILE or datasets:NAME."
+        )
+    options["calibration"] = Data(source=source or "", count=count, seed=seed)
+    options["evaluation"] = None if held_out is None else Data(source=held_out, count=held_out_count, seed=seed)
+    return options
 
 
 def _command_line() -> str:
@@ -182,6 +217,7 @@ def _emit(bundles: tuple[Path, ...]) -> None:
     from toolkit.bundle.read import open_bundle, report
 
     opened = [open_bundle(folder) for folder in bundles]
+    _warn(opened)
     console.emit_json(
         {
             "bundles": [
@@ -208,7 +244,18 @@ def _print(bundles: tuple[Path, ...]) -> None:
     for reason in dict.fromkeys(bundle.manifest.engine.reason for bundle in opened):
         if reason:
             click.echo(f"built: {reason}.")
+    _warn(opened)
     click.echo(f"Verify a bundle at any time: toolkit check {shlex.quote(str(bundles[0]))}")
+
+
+def _warn(opened: list[Bundle]) -> None:
+    found = {bundle.manifest.overlap for bundle in opened if bundle.manifest.overlap}
+    for shared in (shared for shared in found if shared.duplicates):
+        click.echo(
+            f"WARNING: {shared} evaluation samples are calibration samples too, so the drift looks smaller than it is. "
+            "Take other data for one of the two sets.",
+            err=True,
+        )
 
 
 def _row(bundle: Bundle) -> tuple[str, ...]:

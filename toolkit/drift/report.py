@@ -93,7 +93,8 @@ class GreedyDrift(Frozen):
 class TaskDrift(Frozen):
     """The task's own metric over `count` held-out rows, or positions of text.
 
-    Accuracies are in per cent and the drop in percentage points (negative: the candidate is better);
+    Accuracies are in per cent and the drop in percentage points (negative: the candidate is better); without labels
+    there is the agreement only;
     agreement and overlap are fractions of 1; `kl` is in nats a position, a lower bound where so marked.
     None: not of this metric, or `failure` says why it could not be compared, or `skipped` why it was not measured.
     """

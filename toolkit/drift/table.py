@@ -75,8 +75,11 @@ def task_words(task: TaskDrift | None) -> str:
         return ", ".join([*_language(task), *_greedy(task)])
     if task.metric == "retrieval":
         return f"overlap@10 {_decimals(task.overlap_at_10, 4)}"
+    agreement = f"top-1 agreement {_decimals(task.top1_agreement, 4)}"
+    if task.reference_accuracy is None:
+        return agreement
     before, after = _decimals(task.reference_accuracy, 2), _decimals(task.candidate_accuracy, 2)
-    return f"accuracy {before}% to {after}%, top-1 agreement {_decimals(task.top1_agreement, 4)}"
+    return f"accuracy {before}% to {after}%, {agreement}"
 
 
 def _language(task: TaskDrift) -> Iterator[str]:

@@ -45,11 +45,16 @@ DimRange = Annotated[Dim, BeforeValidator(_dim), PlainSerializer(_spell_dim)]
 
 
 class Data(_Section):
-    """Where inputs come from: a folder, a file or `datasets:NAME`, none for the family's own; how many; the seed."""
+    """Where inputs come from: a folder, a file or `datasets:NAME`, none for the family's own; how many; the seed.
+
+    `seed` is that of the sample where there are more than `count`; `column` names what holds the text or image in a
+    JSONL file or a data set, and after a comma the class, as `body,topic`.
+    """
 
     source: str = ""
     count: Annotated[int, Field(ge=1)] | None = None
     seed: Annotated[int, Field(ge=0)] = 0
+    column: str = ""
 
 
 class Quantization(_Section):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from toolkit.data_source import beside
 from toolkit.plan import Request
 from toolkit.recipe.document import Build, Data, Recipe
 from toolkit.types import DEFAULT_OPTIONS, TargetOptions
@@ -69,7 +70,7 @@ def _bounds(text: str) -> dict[str, Any]:
 
 
 def _placed(data: Data, folder: Path) -> Data:
-    return data.model_copy(update={"source": _beside(data.source, folder)})
+    return data.model_copy(update={"source": beside(data.source, folder)})
 
 
 def _beside(text: str, folder: Path) -> str:
