@@ -126,11 +126,11 @@ def test_swapped_attention_answers_as_the_original_did(kind: str, tmp_path: Path
 
 @pytest.mark.parametrize("options", [{"num_key_value_heads": 1}, {}], ids=["one key/value head", "one row"])
 def test_the_export_gets_a_sample_without_sizes_that_would_be_constants(options: Any, tmp_path: Path) -> None:
-    from toolkit.stages import _sample
+    from toolkit.stages import sample_of
 
     dims = {} if options else {"batch": Dim(1, 1, 1)}
     spec = describe(tmp_path / "m", options, dims=dims)
     golden = with_continuations(session(spec), plugins.family(spec.family).golden(spec))
-    sample = _sample(golden, spec)
+    sample = sample_of(golden, spec)
     assert sample["past_key_values.0.key"].shape[2] == 5
     assert sample["input_ids"].shape[1] == 3
