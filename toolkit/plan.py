@@ -13,8 +13,9 @@ from toolkit import plugins
 from toolkit.compiled import ChecksOptions
 from toolkit.drift.gates import parse_gate
 from toolkit.errors import UnsupportedError, UsageError
-from toolkit.recipe.changes import require_taken, tuned
+from toolkit.recipe.changes import require_taken
 from toolkit.recipe.document import Data, Quantization
+from toolkit.recipe.layers import check_layers, recipe_of_scheme, schemes_used
 from toolkit.target import Target, parse_target, schemes_for
 from toolkit.types import DEFAULT_OPTIONS, Calibration, Dim, Gate, Kind, ModelSpec, QuantConfig, TargetOptions
 
@@ -74,7 +75,7 @@ class Plan:
 
     def recipe(self, target: Target) -> QuantConfig:
         """The recipe of the target's scheme for this model, with what the user changed."""
-        return tuned(self.request.recipe, plugins.scheme(target.scheme).recipe(self.spec))
+        return recipe_of_scheme(self.request.recipe, target.scheme, self.spec)
 
     def as_json(self) -> dict[str, Any]:
         """The plan as plain JSON types."""
@@ -127,7 +128,9 @@ def plan(request: Request) -> Plan:
         _check_kind("runtimes", "runtime", target.runtime, spec.kind)
         _check_kind("quantize.schemes", "scheme", target.scheme, spec.kind)
         _check_pair(target, spec.kind)
-    require_taken(request.recipe, {target.scheme: plugins.scheme(target.scheme).recipe(spec) for target in targets})
+    check_layers(request.recipe, targets, spec)
+    schemes = [name for target in targets for name in schemes_used(request.recipe, target.scheme, spec)]
+    require_taken(request.recipe, {name: plugins.scheme(name).recipe(spec) for name in schemes})
     if request.require_engine:
         _require_builders(targets)
     return the_plan

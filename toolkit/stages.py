@@ -72,7 +72,7 @@ class Stages:
         family = plugins.family(spec.family)
         with self.watch.stage("load") as row:
             # Here, so that a bad calibration file costs nobody an export.
-            if any(self.plan.recipe(target).calibration != "none" for target in self.plan.targets):
+            if any(self.plan.recipe(target).measured_by for target in self.plan.targets):
                 self._calibrate()
             module = family.load(spec)
             row.said = f"{spec.architecture}, {spec.weights} weights from {spec.source}"
@@ -104,7 +104,7 @@ class Stages:
             return self.quantized[target.scheme]
         with self.watch.stage("quantize", target.scheme) as row:
             recipe, packed = self.plan.recipe(target), packed_weights(self.plan.spec)
-            calibration = self._calibrate() if recipe.calibration != "none" else None
+            calibration = self._calibrate() if recipe.measured_by else None
             graph = quantize(exported, target.scheme, calibration, self.work / target.scheme, packed, recipe)
             unchanged = graph.path == exported.path
             name = f"quantize-{target.scheme}"
@@ -160,8 +160,8 @@ class Stages:
                 evaluation=reference.evaluation,
                 evaluation_reference=reference.evaluation_outputs,
                 assets=plugins.family(self.plan.spec.family).assets(self.plan.spec),
-                calibration=self.calibration if recipe.calibration != "none" or target in self.measured else None,
-                calibration_method=recipe.calibration if recipe.calibration != "none" else "ranges",
+                calibration=self.calibration if recipe.measured_by or target in self.measured else None,
+                calibration_method=recipe.measured_by or "ranges",
                 allow_unfused=_unfused(engine),
             )
             write_bundle(place.folder, contents, command=self.plan.request.command)

@@ -96,7 +96,7 @@ class Workbench:
         folder = self.work / f"attempt-{self._count}"
         plan = replace(self.plan, request=replace(self.plan.request, recipe=quantization))
         recipe, runtime, options = plan.recipe(target), plugins.runtime(target.runtime), plan.request.options
-        calibration = self.calibration if recipe.calibration != "none" else None
+        calibration = self.calibration if recipe.measured_by else None
         packed = packed_weights(plan.spec)
         quantized = quantize(self.exported, target.scheme, calibration, folder / "quantize", packed, recipe)
         lowered = runtime.lower(quantized, folder / "lower", lambda: self.calibration, options)
