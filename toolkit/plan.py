@@ -19,7 +19,7 @@ from toolkit.recipe.layers import check_layers, recipe_of_scheme, schemes_used
 from toolkit.target import Target, parse_target, schemes_for
 from toolkit.types import DEFAULT_OPTIONS, Calibration, Dim, Gate, Kind, ModelSpec, QuantConfig, TargetOptions
 
-__all__ = ["Plan", "Request", "no_engine", "plan"]
+__all__ = ["OPTION_FLAGS", "Plan", "Request", "no_engine", "plan"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +156,7 @@ def _check_pair(target: Target, kind: Kind) -> None:
 
 def _check_options(options: TargetOptions, targets: Sequence[Target]) -> None:
     """An option that none of the targets takes is a mistake; one of several targets may leave it alone."""
-    given = [flag for name, flag in _FLAGS.items() if getattr(options, name) != getattr(DEFAULT_OPTIONS, name)]
+    given = [flag for name, flag in OPTION_FLAGS.items() if getattr(options, name) != getattr(DEFAULT_OPTIONS, name)]
     taken = {
         flag for target in targets for flag in plugins.find("runtimes", target.runtime).literals.get("OPTIONS", ())
     }
@@ -196,7 +196,7 @@ def no_engine(target: Target, reason: str) -> UnsupportedError:
     )
 
 
-_FLAGS = {
+OPTION_FLAGS = {
     "architectures": "arch",
     "seconds": "build-timeout",
     "memory": "build-memory",

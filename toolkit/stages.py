@@ -20,6 +20,8 @@ from toolkit.drift.report import DriftReport, StageDrift
 from toolkit.drift.table import task_words
 from toolkit.plan import Plan, no_engine
 from toolkit.progress import Watch
+from toolkit.recipe.file import dump_recipe
+from toolkit.recipe.request import recipe_for
 from toolkit.reference import Reference
 from toolkit.target import Target
 
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
     )
 
 __all__ = ["Stages", "sample_of"]
+
+_RECIPE = "toolkit export --recipe with this file makes the bundle again."
 
 
 @dataclass(slots=True)
@@ -163,6 +167,7 @@ class Stages:
                 calibration=self.calibration if recipe.measured_by or target in self.measured else None,
                 calibration_method=recipe.measured_by or "ranges",
                 allow_unfused=_unfused(engine),
+                recipe=dump_recipe(recipe_for(self.plan.request, target, self.plan.spec), _RECIPE),
             )
             write_bundle(place.folder, contents, command=self.plan.request.command)
             place.publish()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, get_args
 
@@ -11,7 +11,7 @@ from toolkit.errors import UsageError
 from toolkit.recipe.document import Precision, Quantization
 from toolkit.types import QuantConfig
 
-__all__ = ["given_keys", "parse_changes", "require_taken", "tuned"]
+__all__ = ["given_keys", "parse_changes", "require_taken", "taken", "tuned"]
 
 
 def parse_changes(text: str) -> Quantization:
@@ -40,6 +40,13 @@ def tuned(changes: Quantization, base: QuantConfig) -> QuantConfig:
     taken = {key: getattr(changes, key.replace("-", "_")) for key in given_keys(changes) if key in _tunable(base)}
     fields = {key.replace("-", "_"): _VALUES.get(key, lambda value: value)(value) for key, value in taken.items()}
     return replace(base, **fields)
+
+
+def taken(changes: Quantization, recipes: Iterable[QuantConfig]) -> Quantization:
+    """Those of the changes that one of the schemes has a use for."""
+    keys = {key for base in recipes for key in _tunable(base)}
+    kept = [key.replace("-", "_") for key in given_keys(changes) if key in keys]
+    return Quantization(**{name: getattr(changes, name) for name in kept})
 
 
 def require_taken(changes: Quantization, recipes: Mapping[str, QuantConfig]) -> None:

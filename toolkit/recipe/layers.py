@@ -22,13 +22,14 @@ def schemes_used(changes: Quantization, scheme: str, spec: ModelSpec) -> tuple[s
     """The target's scheme, and those that single layers take beside it."""
     weights = plugins.scheme(scheme).recipe(spec).weights
     named = dict.fromkeys(changes.layers.values())
-    return (scheme, *(name for name in named if name in _SCHEMES and name != weights))
+    allowed = set(_mixed_with(scheme, spec)) & set(_SCHEMES)
+    return (scheme, *(name for name in named if name in allowed and name != weights))
 
 
 def recipe_of_scheme(changes: Quantization, scheme: str, spec: ModelSpec) -> QuantConfig:
     """The scheme's recipe for this model with what the user changed, and with those of the schemes beside it."""
     own = tuned(changes, plugins.scheme(scheme).recipe(spec))
-    beside = schemes_used(changes, scheme, spec)[1:] if own.layers else ()
+    beside = schemes_used(changes, scheme, spec)[1:]
     return replace(own, others={name: tuned(changes, plugins.scheme(name).recipe(spec)) for name in beside})
 
 
