@@ -28,9 +28,7 @@ def plan_of(recipes: Sequence[str], given: Mapping[str, Any]) -> Plan:
     """
     files = [text for text in recipes if _is_file(text)]
     if len(files) > 1:
-        raise UsageError(
-            f"--recipe names {len(files)} files: {', '.join(files)}", hint="Give one, and changes over it."
-        )
+        raise UsageError(f"--recipe names several files: {', '.join(files)}", hint="Give one, and changes over it.")
     changes = parse_changes(",".join(text for text in recipes if text not in files))
     path = Path(files[0]) if files else None
     recipe = read_recipe(path) if path else None
