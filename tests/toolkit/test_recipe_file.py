@@ -112,7 +112,8 @@ FLAGS = [
     "--dim batch=1:4:16 --opset 23 --weights random --seed 7",
     "--model vit-digits --target ort-cpu-int8 --calibration 16 --drift-gate sqnr=12,cosine=off --allow-unfused "
     "--recipe layers=*.fc2:fp32;*.q_proj:int4 --recipe block-size=16,exclude=*.fc1;*.o_proj,smoothing=off",
-    "--model vit-digits --target ort-trt-int8 --provider-option device_id=0 --provider-option trt_engine_cache_enable=1",
+    "--model vit-digits --target ort-trt-int8 --provider-option device_id=0 "
+    "--provider-option trt_engine_cache_enable=1 --recipe attention=int8",
 ]
 
 
@@ -185,6 +186,8 @@ def test_a_default_that_nobody_typed_does_not_override_the_file(tmp_path: Path) 
         (["--model", "vit-digits"], "--target not given", "--recipe FILE.yaml"),
         (["--recipe", "a.yaml", "--recipe", "b.yml"], "--recipe names several files: a.yaml, b.yml", "Give one"),
         (["--recipe", "a.yaml"], "cannot read a.yaml: [Errno 2]", "--write-recipe"),
+        (["--model", "m", "--target", "t", "--write-recipe", ""], "the name is empty; give a file", "--help"),
+        (["--model", "m", "--target", "t", "--recipe", ""], "unknown target 't'", "<runtime>-<scheme>"),
         (["--model", "m", "--target", "t", "--recipe", "block-size"], "'block-size' is no part", "block-size=64"),
         (["--model", "m", "--target", "t", "--recipe", "block-size=16", "--recipe", "block-size=32"], "twice", "once"),
     ],

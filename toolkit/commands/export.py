@@ -68,11 +68,12 @@ class _Setting(click.ParamType[Any]):
         return key.strip(), text.strip()
 
 
-class _Folder(click.Path):
+class _Named(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """As click's, but an empty text, as of an unset shell variable, is not the current folder."""
         if not str(value).strip():
-            self.fail("the name is empty; give a folder, or . for this one", param, ctx)
+            what = "a folder, or . for this one" if self.dir_okay else "a file, or - for standard output"
+            self.fail(f"the name is empty; give {what}", param, ctx)
         return super().convert(value, param, ctx)
 
 
@@ -81,7 +82,7 @@ class _Folder(click.Path):
 @click.option("--target", "targets", multiple=True, help="<runtime>-<scheme>, as trt-int8; repeatable.")
 @click.option(
     "--output",
-    type=_Folder(path_type=Path, file_okay=False),
+    type=_Named(path_type=Path, file_okay=False),
     default=Path("bundles"),
     show_default=True,
     help="Folder for the bundles, each in <model>-<target>.",
@@ -111,7 +112,7 @@ class _Folder(click.Path):
     "--write-recipe",
     "recipe_file",
     metavar="FILE|-",
-    type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
+    type=_Named(path_type=Path, dir_okay=False, allow_dash=True),
     help="Write the recipe that stands for all of this, and stop.",
 )
 @click.option("--arch", "architectures", type=_Architectures(), help="GPU architectures, one engine each: sm80,sm89.")

@@ -39,7 +39,7 @@ def plan_of(recipes: Sequence[str], given: Mapping[str, Any]) -> Plan:
 
 
 def _is_file(text: str) -> bool:
-    return text.lower().endswith((".yaml", ".yml")) or Path(text).exists()
+    return text.lower().endswith((".yaml", ".yml")) or (bool(text.strip()) and Path(text).exists())
 
 
 def _bare(given: Mapping[str, Any]) -> Request:
