@@ -80,6 +80,7 @@ def _chosen(model: ir.Model, recipe: QuantConfig, *, tied: bool) -> dict[_Unit, 
     if not (recipe.layers or recipe.exclude):
         return {}
     lift_constants(model)
+    _refuse_unknown(recipe)
     units = _units(model.graph, tied=tied)
     _require_matches(units, recipe)
     chosen = {unit: _precision(unit, recipe) for unit in units}
@@ -124,6 +125,18 @@ def _precision(unit: _Unit, recipe: QuantConfig) -> str:
     if any(unit.matches(pattern) for pattern in recipe.exclude):
         return _LEFT
     return next((precision for pattern, precision in recipe.layers if unit.matches(pattern)), _OWN)
+
+
+def _refuse_unknown(recipe: QuantConfig) -> None:
+    """A precision that nothing here writes would leave its Linears as they are, and say nothing."""
+    halves = () if recipe.weights == "bfloat16" else ("fp16",)
+    known = dict.fromkeys(("fp32", *halves, *filter(None, [_own(recipe)]), *recipe.others))
+    for pattern, precision in recipe.layers:
+        if precision not in known:
+            raise UsageError(
+                f"the recipe gives '{pattern}' {precision}, which cannot stand beside {recipe.weights} weights",
+                hint=f"Allowed here: {', '.join(known)}.",
+            )
 
 
 def _refuse_convolutions(chosen: Mapping[_Unit, str]) -> None:
