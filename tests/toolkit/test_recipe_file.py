@@ -158,10 +158,18 @@ def test_flags_and_changes_in_line_go_over_the_file(tmp_path: Path) -> None:
         "model: vit-digits\ntargets: [ort-cpu-fp32]\nseed: 3\ncalibration: {count: 8}\ngate: {sqnr: 20, cosine: 0.9}\n"
         "dims: {batch: 1:2:4}\nquantization: {layers: {'*.fc1': fp32, '*.fc2': int4}, block-size: 64}\n"
     )
-    flags = {"targets": ("ort-cpu-int8",), "drift_gate": "cosine=0.95", "dims": {"batch": Dim(2, 2, 2)}}
+    flags = {
+        "targets": ("ort-cpu-int8",),
+        "drift_gate": "cosine=0.95",
+        "dims": {"batch": Dim(2, 2, 2)},
+        "calibration": {"seed": 4},
+        "evaluation": {"count": 9},
+        "options": {"provider": {}},
+    }
     inline = ["layers=*.fc1:fp16;*.q_proj:int8", "block-size=32"]
     request = plan_of([str(written(tmp_path, text)), *inline], flags).request
-    assert (request.seed, request.calibration, request.targets) == (3, Data(count=8), ("ort-cpu-int8",))
+    assert (request.seed, request.calibration, request.targets) == (3, Data(count=8, seed=4), ("ort-cpu-int8",))
+    assert request.evaluation == Data(count=9)
     assert request.drift_gate == "sqnr=20,cosine=0.95"
     assert request.dims == {"batch": Dim(2, 2, 2)}
     assert list(request.recipe.layers.items()) == [("*.fc1", "fp16"), ("*.q_proj", "int8"), ("*.fc2", "int4")]

@@ -220,12 +220,13 @@ def _options(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _calibration(given: dict[str, Any]) -> dict[str, Any]:
-    from toolkit.recipe.document import Data
-
+    """The same with the fields of the section `calibration` that the option stands for."""
     text = given.pop("calibration", None)
     if text is None:
         return given
-    return given | {"calibration": Data(count=int(text)) if text.isdecimal() else Data(source=text)}
+    if text.isdecimal() and not int(text):
+        raise UsageError("--calibration 0 leaves no samples to calibrate on", hint="Give at least one.")
+    return given | {"calibration": {"source": "", "count": int(text)} if text.isdecimal() else {"source": text}}
 
 
 def _command_line() -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from toolkit.errors import UsageError
 from toolkit.plan import Plan, Request, plan
 from toolkit.recipe.changes import given_keys, parse_changes
-from toolkit.recipe.document import Quantization
+from toolkit.recipe.document import Data, Quantization
 from toolkit.recipe.file import read_recipe
 from toolkit.recipe.places import naming
 from toolkit.recipe.request import request_of
@@ -22,8 +22,9 @@ __all__ = ["plan_of"]
 def plan_of(recipes: Sequence[str], given: Mapping[str, Any]) -> Plan:
     """The plan for what `--recipe` names, at most one file and changes in line, under the flags that were given.
 
-    `given` holds fields of the request; `options` in it holds fields of TargetOptions. Mappings, as dimensions, bounds
-    and layers, are merged by their keys; all else takes the file's place.
+    `given` holds fields of the request; in it `options` holds fields of TargetOptions, and `calibration` and
+    `evaluation` those of Data. Mappings, as dimensions, bounds and layers, are merged by their keys; all else takes the
+    file's place.
     Raises as `plan` does; an error in what the file says names its line.
     """
     files = [text for text in recipes if _is_file(text)]
@@ -43,7 +44,7 @@ def _is_file(text: str) -> bool:
 
 
 def _bare(given: Mapping[str, Any]) -> Request:
-    missing = [f"--{name.removesuffix('s')}" for name in ("model", "targets") if not given.get(name)]
+    missing = [f"--{name.removesuffix('s')}" for name in ("model", "targets") if name not in given]
     if missing:
         raise UsageError(
             f"{' and '.join(missing)} not given",
@@ -66,6 +67,9 @@ def _over(base: Request, given: Mapping[str, Any]) -> Request:
         options["provider"] = {**base.options.provider, **options["provider"]}
     if "dims" in fields:
         fields["dims"] = {**base.dims, **fields["dims"]}
+    for section in ("calibration", "evaluation"):
+        if section in fields:
+            fields[section] = (getattr(base, section) or Data()).model_copy(update=fields[section])
     if "drift_gate" in fields:
         fields["drift_gate"] = _gate(base.drift_gate, fields["drift_gate"])
     return replace(base, **fields, options=replace(base.options, **options))
