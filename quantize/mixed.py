@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from quantize.half_precision import HALF, cast_error
 from quantize.linears import EXCLUDED, add_initializer, drop_unused, find_linears
+from quantize.matmuls import gemms_to_matmuls
 from quantize.nodes import constant, keep_in_fp32, lift_constants, map_tensor, module_path, new_node, unused_name
 from quantize.tables import find_tables, tie
 from toolkit import plugins
@@ -98,6 +99,7 @@ def _in_blocks(spec: ModelSpec, recipe: QuantConfig) -> bool:
 
 def _units(graph: ir.Graph, *, tied: bool) -> list[_Unit]:
     if tied:
+        gemms_to_matmuls(graph)
         tie(graph)
     tables = find_tables(graph) if tied else []
     heads = {node for table in tables for node in table.heads}

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 from toolkit.bundle.read import open_bundle, verify_hashes
 from toolkit.cli import main
-from toolkit.errors import ToolkitError, UsageError
+from toolkit.errors import DriftError, ToolkitError, UsageError
 from toolkit.hashing import graph_sha256
 from toolkit.pipeline import export
 from toolkit.plan import plan
-from toolkit.recipe.command import plan_of
+from toolkit.recipe.command import located, plan_of
 from toolkit.recipe.document import Build, Data, Quantization, Recipe
 from toolkit.recipe.file import dump_recipe, read_recipe, write_recipe
 from toolkit.recipe.request import recipe_for, recipe_of, request_of
@@ -344,6 +344,14 @@ def test_a_wrong_flag_over_a_good_file_is_not_the_files_fault(tmp_path: Path) ->
     with pytest.raises(UsageError) as caught:
         plan_of([str(written(tmp_path, GOOD))], {"targets": ("ort-cpu-int9",)})
     assert str(caught.value) == "unknown target 'ort-cpu-int9'"
+
+
+def test_a_pattern_that_the_model_has_no_module_for_is_named_by_its_line(tmp_path: Path) -> None:
+    path = written(tmp_path, GOOD + "quantization:\n  exclude: ['*.fc1', '*.fc3']\n  layers:\n    '*.fc2': fp32\n")
+    with pytest.raises(UsageError, match=r"line 4, column 22: the pattern '\*\.fc3' matches no"), located([str(path)]):
+        raise UsageError("the pattern '*.fc3' matches no Linear of the model")
+    with pytest.raises(DriftError, match=r"^output .logits.: cosine"), located([str(path)]):
+        raise DriftError("output 'logits': cosine 0.9 is below")
 
 
 def test_one_targets_recipe_has_nothing_that_only_the_others_take() -> None:

@@ -153,7 +153,7 @@ def command(
     from toolkit import console
     from toolkit.pipeline import export
     from toolkit.progress import Rows, Silent
-    from toolkit.recipe.command import plan_of
+    from toolkit.recipe.command import located, plan_of
 
     given = {name: value for name, value in options.items() if _is_given(context, name)}
     the_plan = plan_of(recipes, _fields(given))
@@ -164,7 +164,8 @@ def command(
     elif dry_run:
         click.echo(the_plan.describe())
     else:
-        bundles = export(the_plan, Silent() if as_json else Rows(console.progress()))
+        with located(recipes):
+            bundles = export(the_plan, Silent() if as_json else Rows(console.progress()))
         (_emit if as_json else _print)(bundles)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,13 @@ from toolkit.recipe.file import read_recipe
 from toolkit.recipe.places import naming
 from toolkit.recipe.request import request_of
 
-__all__ = ["plan_of"]
+__all__ = ["located", "plan_of"]
+
+
+def located(recipes: Sequence[str]) -> AbstractContextManager[None]:
+    """Errors of the block name the line of the recipe file among `recipes` that they speak of, where there is one."""
+    path = next((Path(text) for text in recipes if _is_file(text)), None)
+    return naming(path, read_recipe(path)) if path else nullcontext()
 
 
 def plan_of(recipes: Sequence[str], given: Mapping[str, Any]) -> Plan:
@@ -35,7 +41,7 @@ def plan_of(recipes: Sequence[str], given: Mapping[str, Any]) -> Plan:
     recipe = read_recipe(path) if path else None
     base = request_of(recipe, folder=path.parent) if recipe and path else _bare(given)
     request = _over(replace(base, recipe=_merged(base.recipe, changes)), given)
-    with naming(path, recipe) if recipe and path else nullcontext():
+    with located(files):
         return plan(request)
 
 
