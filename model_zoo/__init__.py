@@ -1,6 +1,6 @@
 """Models: resolving `--model` to a spec, one file a family, loading, pre-processing and sample data."""
 
 from model_zoo._gguf import packed_weights
-from model_zoo._resolve import resolve
+from model_zoo._resolve import resolve, short_names
 
-__all__ = ["packed_weights", "resolve"]
+__all__ = ["packed_weights", "resolve", "short_names"]

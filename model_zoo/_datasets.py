@@ -50,7 +50,7 @@ def open_samples(
 
 
 def _library() -> Any:
-    import datasets  # type: ignore[import-untyped]
+    import datasets
 
     return datasets
 

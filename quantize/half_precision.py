@@ -15,9 +15,19 @@ from onnx import defs
 from exporters.fused_attention.node import is_attention
 from quantize.calibration import Range
 from quantize.hidden_ranges import Kind
-from quantize.nodes import constant, map_tensor
+from quantize.nodes import constant, kept_in_fp32, map_tensor
 
-__all__ = ["ATTENTION_MASK", "HALF", "HALF_MAX", "HEADROOM", "Decision", "decide", "float_values", "half_inputs"]
+__all__ = [
+    "ATTENTION_MASK",
+    "HALF",
+    "HALF_MAX",
+    "HEADROOM",
+    "Decision",
+    "cast_error",
+    "decide",
+    "float_values",
+    "half_inputs",
+]
 
 HALF = ir.DataType.FLOAT16
 
@@ -131,6 +141,8 @@ class _Policy:
 
     def _reason(self, node: ir.Node, inputs: list[int]) -> Decision | None:
         """The decision to keep the node in fp32, or None where nothing asks for it."""
+        if kept_in_fp32(node):
+            return Decision(False, "recipe: named fp32")
         if any(attribute.type in _GRAPHS for attribute in node.attributes.values()):
             return Decision(False, "control flow")
         if node.op_type in _NORMALISATIONS | _STATISTICS | _STEEP:
@@ -205,7 +217,7 @@ class _Policy:
             if value is None or tensor is None or (is_attention(node) and index == ATTENTION_MASK):
                 continue
             if value not in self._cast_errors:
-                self._cast_errors[value] = map_tensor(tensor, _cast_error if self._dtype == HALF else _beyond_bf16)
+                self._cast_errors[value] = map_tensor(tensor, cast_error if self._dtype == HALF else _beyond_bf16)
             if self._cast_errors[value]:
                 return Decision(False, f"constant: {value.name} {self._cast_errors[value]}")
         return None
@@ -245,7 +257,7 @@ def _beyond_bf16(weight: NDArray[Any]) -> str:
     return "is beyond 3.39e38" if (np.isfinite(weight) & ~np.isfinite(rounded)).any() else ""
 
 
-def _cast_error(weight: NDArray[Any]) -> str:
+def cast_error(weight: NDArray[Any]) -> str:
     """What float16 would do to the constant, or nothing where it only rounds."""
     with np.errstate(over="ignore"):
         rounded = weight.astype(np.float16)

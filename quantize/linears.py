@@ -15,6 +15,7 @@ from toolkit.errors import StageError
 from toolkit.types import Step
 
 __all__ = [
+    "EXCLUDED",
     "Linear",
     "drop_unused",
     "excluded_step",
@@ -23,6 +24,9 @@ __all__ = [
     "quantize_linears",
     "split_excluded",
 ]
+
+EXCLUDED = "kept in fp32: excluded"
+"""What the log calls Linears that a pattern kept from the scheme."""
 
 _MIXING = frozenset({"MatMul", "Gemm", "Conv", "FusedAttention", "Attention", "Einsum"})
 """Operators past which a tensor is no longer the image that was fed."""
@@ -69,7 +73,7 @@ def excluded_step(excluded: list[Linear], patterns: tuple[str, ...]) -> list[Ste
     if not patterns:
         return []
     modules = ", ".join(sorted({linear.module for linear in excluded})) or "none"
-    return [Step("quantize", "kept in fp32: excluded", len(excluded), f"{', '.join(patterns)} matched {modules}")]
+    return [Step("quantize", EXCLUDED, len(excluded), f"{', '.join(patterns)} matched {modules}")]
 
 
 def quantize_linears(

@@ -11,7 +11,19 @@ from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
 from exporters import canonical
 
-__all__ = ["constant", "lift_constants", "map_tensor", "module_path", "new_node", "unused_name"]
+__all__ = [
+    "constant",
+    "keep_in_fp32",
+    "kept_in_fp32",
+    "lift_constants",
+    "map_tensor",
+    "module_path",
+    "new_node",
+    "unused_name",
+]
+
+_PRECISION = "toolkit.precision"
+"""The node's metadata that holds the precision which the recipe gave it, where a later stage must know."""
 
 _T = TypeVar("_T")
 
@@ -22,6 +34,16 @@ def module_path(node: ir.Node) -> str:
     Canonical graphs hold the scopes from the outermost module inwards.
     """
     return canonical.module_path(node) or node.name or node.op_type
+
+
+def keep_in_fp32(node: ir.Node) -> None:
+    """Mark a node that the recipe names fp32, so that no later stage casts it to half precision."""
+    node.metadata_props[_PRECISION] = "fp32"
+
+
+def kept_in_fp32(node: ir.Node) -> bool:
+    """Whether the recipe names the node fp32."""
+    return bool(node.metadata_props.get(_PRECISION) == "fp32")
 
 
 def constant(value: ir.Value | None) -> ir.TensorProtocol | None:

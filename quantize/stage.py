@@ -8,6 +8,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from quantize.mixed import apply_by_layer
 from toolkit import plugins
 from toolkit.errors import StageError
 from toolkit.hashing import data_path, graph_sha256
@@ -34,7 +35,7 @@ def apply_scheme(
         return QuantizedGraph(graph.path, graph.sha256, graph.spec, (*graph.steps, step), scheme_name)
     model = _load(graph.path)
     before = _fingerprint(model)
-    steps = scheme.apply(model, graph.spec, calibration, packed, recipe)
+    steps = apply_by_layer(model, graph.spec, scheme_name, calibration, packed, recipe)
     if _fingerprint(model) == before:
         raise _nothing_changed(graph, scheme_name, recipe, steps)
     path = folder / _FILE

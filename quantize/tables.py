@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from fnmatch import fnmatch
 
 import numpy as np
 import onnx_ir as ir
 
-from quantize.nodes import constant, map_tensor, new_node, unused_name
+from quantize.nodes import constant, map_tensor, module_path, new_node, unused_name
 
-__all__ = ["Table", "find_tables", "tie"]
+__all__ = ["Table", "find_tables", "matches", "tie"]
 
 _ROWS = 1024
 
@@ -22,6 +24,11 @@ class Table:
     gathers: tuple[ir.Node, ...]
     heads: tuple[ir.Node, ...]
 
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The paths of the modules that read the table, the heads' first."""
+        return tuple(dict.fromkeys(module_path(node) for node in (*self.heads, *self.gathers)))
+
 
 def find_tables(graph: ir.Graph) -> list[Table]:
     """Every float32 [V, K] that Gather reads by rows, and nothing but Gathers and heads reads.
@@ -30,6 +37,11 @@ def find_tables(graph: ir.Graph) -> list[Table]:
     """
     found = (_table(graph, value) for value in graph.initializers.values())
     return [table for table in found if table is not None]
+
+
+def matches(table: Table, patterns: Iterable[str]) -> bool:
+    """Whether a pattern matches the path of a module that reads the table."""
+    return any(fnmatch(module, pattern) for pattern in patterns for module in table.modules)
 
 
 def tie(graph: ir.Graph) -> int:

@@ -14,7 +14,7 @@ from quantize.nodes import lift_constants, module_path
 from quantize.rounding import round_by_data, round_nearest
 from quantize.sensitivity import promote
 from quantize.table_nodes import write_table
-from quantize.tables import Table, find_tables, tie
+from quantize.tables import Table, find_tables, matches, tie
 from quantize.weights import Weight, plan_linears, plan_tables
 from toolkit.types import Calibration, ModelSpec, PackedWeight, QuantConfig, Step
 
@@ -35,6 +35,7 @@ def quantize_weights(
 ) -> list[Step]:
     """Put the weights of all Linears, and a decoder's embedding tables, on block grids, in place.
 
+    A table is left alone where `recipe.exclude` matches the module of a lookup or of a tied head.
     Weights that the source's file had packed in no more bits are written as they were. The others are rounded as
     `recipe.rounding` says, to the nearest where there is no calibration data. With `max_kl`, the weights that move a
     decoder's next-token distribution most take 8 bits until the rest is expected to stay below it.
@@ -46,7 +47,7 @@ def quantize_weights(
     tables = _tables(graph) if spec.kind == "decoder" else []
     linears, excluded = _linears(graph, tables, recipe)
     weights = plan_linears(linears, recipe, last_linears(graph, linears), packed)
-    weights += plan_tables(tables, recipe, packed)
+    weights += plan_tables([each for each in tables if not matches(each, recipe.exclude)], recipe, packed)
     steps = excluded_step(excluded, recipe.exclude)
     by_data = _to_round_by_data(weights, recipe) if calibration is not None else []
     made: dict[Weight, Rounded] = {}

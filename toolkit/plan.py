@@ -14,8 +14,9 @@ from toolkit.compiled import ChecksOptions
 from toolkit.data_source import require_there
 from toolkit.drift.gates import parse_gate
 from toolkit.errors import UnsupportedError, UsageError
-from toolkit.recipe.changes import require_taken, tuned
+from toolkit.recipe.changes import require_taken
 from toolkit.recipe.document import Data, Quantization
+from toolkit.recipe.layers import check_layers, recipe_of_scheme, schemes_used
 from toolkit.target import Target, parse_target, schemes_for
 from toolkit.types import (
     DEFAULT_OPTIONS,
@@ -29,7 +30,7 @@ from toolkit.types import (
     TargetOptions,
 )
 
-__all__ = ["Plan", "Request", "no_engine", "plan"]
+__all__ = ["OPTION_FLAGS", "Plan", "Request", "no_engine", "plan"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,7 @@ class Plan:
 
     def recipe(self, target: Target) -> QuantConfig:
         """The recipe of the target's scheme for this model, with what the user changed."""
-        return tuned(self.request.recipe, plugins.scheme(target.scheme).recipe(self.spec))
+        return recipe_of_scheme(self.request.recipe, target.scheme, self.spec)
 
     def as_json(self) -> dict[str, Any]:
         """The plan as plain JSON types."""
@@ -143,7 +144,9 @@ def plan(request: Request) -> Plan:
         _check_kind("runtimes", "runtime", target.runtime, spec.kind)
         _check_kind("quantize.schemes", "scheme", target.scheme, spec.kind)
         _check_pair(target, spec.kind)
-    require_taken(request.recipe, {target.scheme: plugins.scheme(target.scheme).recipe(spec) for target in targets})
+    check_layers(request.recipe, targets, spec)
+    schemes = [name for target in targets for name in schemes_used(request.recipe, target.scheme, spec)]
+    require_taken(request.recipe, {name: plugins.scheme(name).recipe(spec) for name in schemes})
     if request.require_engine:
         _require_builders(targets)
     return the_plan
@@ -169,7 +172,7 @@ def _check_pair(target: Target, kind: Kind) -> None:
 
 def _check_options(options: TargetOptions, targets: Sequence[Target]) -> None:
     """An option that none of the targets takes is a mistake; one of several targets may leave it alone."""
-    given = [flag for name, flag in _FLAGS.items() if getattr(options, name) != getattr(DEFAULT_OPTIONS, name)]
+    given = [flag for name, flag in OPTION_FLAGS.items() if getattr(options, name) != getattr(DEFAULT_OPTIONS, name)]
     taken = {
         flag for target in targets for flag in plugins.find("runtimes", target.runtime).literals.get("OPTIONS", ())
     }
@@ -209,7 +212,7 @@ def no_engine(target: Target, reason: str) -> UnsupportedError:
     )
 
 
-_FLAGS = {
+OPTION_FLAGS = {
     "architectures": "arch",
     "seconds": "build-timeout",
     "memory": "build-memory",

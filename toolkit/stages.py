@@ -21,6 +21,8 @@ from toolkit.drift.table import task_words
 from toolkit.overlap import overlap
 from toolkit.plan import Plan, no_engine
 from toolkit.progress import Watch
+from toolkit.recipe.file import dump_recipe
+from toolkit.recipe.request import recipe_for
 from toolkit.reference import Reference
 from toolkit.target import Target
 
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
     )
 
 __all__ = ["Stages", "sample_of"]
+
+_RECIPE = "toolkit export --recipe with this file makes the bundle again."
 
 
 @dataclass(slots=True)
@@ -76,7 +80,7 @@ class Stages:
         with self.watch.stage("load") as row:
             # Here, so that a bad calibration or evaluation file costs nobody an export.
             held_out = self.plan.evaluate()
-            if any(self.plan.recipe(target).calibration != "none" for target in self.plan.targets):
+            if any(self.plan.recipe(target).measured_by for target in self.plan.targets):
                 self._calibrate()
             module = family.load(spec)
             row.said = f"{spec.architecture}, {spec.weights} weights from {spec.source}"
@@ -109,7 +113,7 @@ class Stages:
             return self.quantized[target.scheme]
         with self.watch.stage("quantize", target.scheme) as row:
             recipe, packed = self.plan.recipe(target), packed_weights(self.plan.spec)
-            calibration = self._calibrate() if recipe.calibration != "none" else None
+            calibration = self._calibrate() if recipe.measured_by else None
             graph = quantize(exported, target.scheme, calibration, self.work / target.scheme, packed, recipe)
             unchanged = graph.path == exported.path
             name = f"quantize-{target.scheme}"
@@ -166,9 +170,10 @@ class Stages:
                 evaluation=reference.evaluation,
                 evaluation_reference=reference.evaluation_outputs,
                 assets=plugins.family(self.plan.spec.family).assets(self.plan.spec),
-                calibration=self.calibration if recipe.calibration != "none" or target in self.measured else None,
-                calibration_method=recipe.calibration if recipe.calibration != "none" else "ranges",
+                calibration=self.calibration if recipe.measured_by or target in self.measured else None,
+                calibration_method=recipe.measured_by or "ranges",
                 allow_unfused=_unfused(engine),
+                recipe=dump_recipe(recipe_for(self.plan.request, target, self.plan.spec), _RECIPE),
             )
             write_bundle(place.folder, contents, command=self.plan.request.command)
             place.publish()

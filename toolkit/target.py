@@ -65,7 +65,7 @@ def parse_target(text: str) -> Target:
         if scheme in supported:
             return Target(runtime, scheme)
         raise UnsupportedError(
-            f"runtime '{runtime}' does not take scheme '{scheme}'",
+            f"there is no {text}: runtime '{runtime}' does not take scheme '{scheme}'",
             hint=f"{runtime} takes: {', '.join(supported)}.",
         )
     known = [str(target) for target in all_targets()]

@@ -244,6 +244,19 @@ class QuantConfig:
     rounding: Literal["nearest", "gptq", "awq", "hqq"] = "nearest"
     attention: Literal["float", "int8"] = "float"
     """Whether queries, keys and values are quantized too, where activations are."""
+    layers: tuple[tuple[str, str], ...] = ()
+    """Patterns of module paths, each with the precision of its Linears: fp32, fp16, int8 or int4.
+
+    The first match counts; `exclude` comes before them all.
+    """
+    others: Mapping[str, QuantConfig] = field(default_factory=dict)
+    """How the schemes that `layers` name beside this one are applied, by their names."""
+
+    @property
+    def measured_by(self) -> str:
+        """How this recipe and those of its layers take calibration data, as `minmax`; empty where none needs any."""
+        methods = dict.fromkeys(each.calibration for each in (self, *self.others.values()))
+        return ", ".join(method for method in methods if method != "none")
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,7 +52,7 @@ def quantize_graph(
     from quantize import quantize
 
     recipe = plan.recipe(target)
-    calibration = samples() if recipe.calibration != "none" else None
+    calibration = samples() if recipe.measured_by else None
     return quantize(exported, target.scheme, calibration, folder, packed_weights(plan.spec), recipe)
 
 

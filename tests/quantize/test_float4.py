@@ -19,7 +19,7 @@ from quantize.float4 import quantize as to_float4
 from quantize.schemes.nvfp4 import SCHEME
 from runtimes import portable_session
 from toolkit.errors import StageError, UsageError
-from toolkit.recipe import tuned
+from toolkit.recipe.changes import parse_changes, require_taken, tuned
 
 FOUR, EIGHT = ir.DataType.FLOAT4E2M1, ir.DataType.FLOAT8E4M3FN
 NUMBERS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
@@ -139,6 +139,6 @@ def test_nan_in_a_weight_names_the_module() -> None:
 
 
 def test_only_modules_can_be_excluded() -> None:
-    assert tuned("exclude=*.fc1", "nvfp4", SCHEME.config).exclude == ("*.fc1",)
+    assert tuned(parse_changes("exclude=*.fc1"), SCHEME.config).exclude == ("*.fc1",)
     with pytest.raises(UsageError, match="no 'block-size'"):
-        tuned("block-size=32", "nvfp4", SCHEME.config)
+        require_taken(parse_changes("block-size=32"), {"nvfp4": SCHEME.config})

@@ -14,7 +14,7 @@ from quantize import quantize
 from quantize.arithmetic import dequantize, round_e4m3, symmetric_scale
 from quantize.schemes.fp8 import SCHEME
 from toolkit.errors import UsageError
-from toolkit.recipe import tuned
+from toolkit.recipe.changes import parse_changes, tuned
 
 EIGHT = ir.DataType.FLOAT8E4M3FN
 NUMBERS = [
@@ -90,7 +90,7 @@ def test_without_calibration_is_a_usage_error(tmp_path) -> None:
 
 def test_excluded_modules_stay_fp32() -> None:
     model = vision_model()
-    recipe = tuned("exclude=*.fc?,calibration=percentile", "fp8", SCHEME.recipe(SPEC))
+    recipe = tuned(parse_changes("exclude=*.fc?,calibration=percentile"), SCHEME.recipe(SPEC))
     steps = SCHEME.apply(model, SPEC, images(2), {}, recipe)
     kept = [node.inputs[1].name for node in by_type(model, "MatMul") if node.inputs[1].producer() is None]
     assert kept == ["block.fc1.weight", "block.fc2.weight"]

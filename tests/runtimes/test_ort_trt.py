@@ -21,7 +21,7 @@ from runtimes.ort_trt.precision import flags_of
 from toolkit import plugins
 from toolkit.errors import UnsupportedError, UsageError
 from toolkit.target import parse_target
-from toolkit.types import Calibration, TargetOptions
+from toolkit.types import Calibration, Step, TargetOptions
 
 BLOCKER = gpu.blocker(gpu.TENSORRT)
 without_gpu = pytest.mark.skipif(not BLOCKER, reason="there is a usable GPU and TensorRT 10 here")
@@ -215,6 +215,21 @@ def test_half_precision_with_nodes_that_must_stay_in_fp32_is_refused(weight, ref
         lower(graph, tmp_path)
     assert f"kept in fp32: {refused}" in {step.what for step in steps}
     assert "`trt-fp16` and `ort-cuda-fp16` keep them" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("scheme", "said", "hint"),
+    [
+        ("int8", "Linears named fp16", "fp32"),
+        ("fp16", "kept in fp32: recipe", "`trt-fp16`"),
+        ("bf16", "kept in fp32: recipe", "`trt-bf16`"),
+    ],
+)
+def test_layers_that_a_weakly_typed_network_need_not_obey_are_refused(scheme, said, hint, tmp_path):
+    graph = replace(quantized(tmp_path, scheme), steps=(Step("quantize", said, 1, "MatMul of fc1: named"),))
+    with pytest.raises(UnsupportedError) as caught:
+        lower(graph, tmp_path)
+    assert hint in caught.value.hint
 
 
 def test_every_option_is_one_that_the_installed_provider_knows():

@@ -22,12 +22,12 @@ from runtimes._tensorrt.preflight import objections
 from runtimes._tensorrt.runtime import profiles_of
 from runtimes.ort_cpu import RUNTIME as ORT_CPU
 from toolkit.hashing import graph_sha256
-from toolkit.recipe import tuned
+from toolkit.recipe.changes import parse_changes, tuned
 from toolkit.types import Calibration, QuantConfig, QuantizedGraph, Step
 
 HALF = ir.DataType.FLOAT16
 SAMPLES = Calibration(lambda: iter([FEEDS]), 1, "test")
-INT8 = tuned("attention=int8", "int8", SCHEME.config)
+INT8 = tuned(parse_changes("attention=int8"), SCHEME.config)
 
 
 def quantized(recipe: QuantConfig = INT8) -> tuple[ir.Model, list[Step]]:

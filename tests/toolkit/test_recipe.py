@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import onnx_ir as ir
 import pytest
 
 from toolkit import plugins
-from toolkit.errors import UsageError
+from toolkit.errors import UnsupportedError, UsageError
 from toolkit.pipeline import export
 from toolkit.plan import Request, plan
 from toolkit.recipe.changes import parse_changes, require_taken, tuned
+from toolkit.recipe.layers import check_layers, recipe_of_scheme
+from toolkit.target import parse_target
 from toolkit.types import ModelSpec, QuantConfig
 
 ENCODER = ModelSpec("m", "bert", "encoder", "features", "s", "A", (), (), {})
@@ -40,6 +43,9 @@ def test_each_key_changes_its_part() -> None:
         ("rounding=awq,rounding=hqq", "int4", "'rounding' is given twice"),
         ("symmetric=maybe", "int4", "'maybe' is no symmetric"),
         ("exclude=;", "int4", "exclude names no module"),
+        ("layers=*.fc1", "int4", r"'\*\.fc1' gives no precision"),
+        ("layers=*.fc1:int2", "int4", r"'int2' is no precision for '\*\.fc1'"),
+        ("layers=;", "int4", "layers names no module"),
         ("smoothing=0.5", "int8", "scheme 'int8' has no 'smoothing' for this model"),
         ("rounding=gptq", "int8", "scheme 'int8' has no 'rounding' for this model"),
         ("exclude=*", "fp16", "scheme 'fp16' has no 'exclude' for this model"),
@@ -48,6 +54,39 @@ def test_each_key_changes_its_part() -> None:
 def test_what_would_change_nothing_is_refused(text: str, scheme: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         require_taken(parse_changes(text), {scheme: recipe(scheme)})
+
+
+def test_layers_are_read_in_order() -> None:
+    changes = parse_changes("layers= *.query:int4 ; *.fc2 :fp32,block-size=64")
+    assert list(changes.layers.items()) == [("*.query", "int4"), ("*.fc2", "fp32")]
+    made = recipe_of_scheme(changes, "int8", ENCODER)
+    assert made.layers == (("*.query", "int4"), ("*.fc2", "fp32"))
+    assert (made.others["int4"].block_size, made.others["int4"].layers) == (
+        64,
+        (("*.query", "int4"), ("*.fc2", "fp32")),
+    )
+    assert recipe_of_scheme(changes, "fp32", ENCODER) == recipe("fp32", ENCODER)
+
+
+@pytest.mark.parametrize(
+    ("target", "precision", "message", "hint"),
+    [
+        ("ort-cpu-fp32", "int8", "ort-cpu-fp32 cannot give single layers a precision", "Choose .* ort-cpu-int8"),
+        ("trt-fp16", "int8", "layers of trt-fp16 cannot be int8", "They can be: fp32, fp16"),
+        ("trt-bf16", "fp16", "layers of trt-bf16 cannot be fp16", "They can be: fp32"),
+        ("trt-fp8", "int4", "layers of trt-fp8 cannot be int4", "They can be: fp32, fp16"),
+        ("ort-trt-int8", "int4", "'ort-trt' does not take int4", "can be: fp32, fp16, int8"),
+    ],
+)
+def test_what_cannot_be_mixed_is_refused_with_what_can(target: str, precision: str, message: str, hint: str) -> None:
+    with pytest.raises((UsageError, UnsupportedError), match=message) as caught:
+        check_layers(parse_changes(f"layers=*.fc1:{precision}"), [parse_target(target)], ENCODER)
+    assert re.search(hint, caught.value.hint)
+
+
+def test_a_target_that_mixes_nothing_may_stand_beside_one_that_does() -> None:
+    targets = [parse_target("ort-cpu-fp32"), parse_target("ort-cpu-int8")]
+    check_layers(parse_changes("layers=*.fc1:int4"), targets, ENCODER)
 
 
 def test_smoothing_is_a_share(tmp_path: Path) -> None:

@@ -37,10 +37,11 @@ from toolkit.overlap import overlap
 from toolkit.target import Target
 from toolkit.types import Calibration, Engine, Evaluation, Gate, ModelSpec, Tensors
 
-__all__ = ["ASSETS", "DRIFT", "Contents", "engine_entry", "library_versions", "write_bundle"]
+__all__ = ["ASSETS", "DRIFT", "RECIPE", "Contents", "engine_entry", "library_versions", "write_bundle"]
 
 ASSETS = "assets"
 DRIFT = "drift.json"
+RECIPE = "recipe.yaml"
 
 _GENAI_CONFIG = "genai_config.json"
 _GENAI_ASSETS = (
@@ -74,7 +75,8 @@ class Contents:
     """What goes into a bundle, beside how it was asked for.
 
     The `_reference` outputs are those of the eager fp32 model on `golden` and on `evaluation.batches`.
-    `assets` are copied; the engine's files are linked, so they must not be changed afterwards.
+    `assets` are copied; the engine's files are linked, so they must not be changed afterwards. `recipe` is the YAML of
+    the recipe that makes the bundle again.
     """
 
     spec: ModelSpec
@@ -91,6 +93,7 @@ class Contents:
     allow_unfused: Sequence[str] = ()
     canonical: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     libraries: Mapping[str, str] = field(default_factory=dict)
+    recipe: str = ""
 
 
 def write_bundle(folder: Path, contents: Contents, *, command: str, gate: Gate | None = None) -> Manifest:
@@ -110,6 +113,8 @@ def write_bundle(folder: Path, contents: Contents, *, command: str, gate: Gate |
         output = task_output(contents.spec)
         write_evaluation(folder / EVALUATION, contents.evaluation, contents.evaluation_reference, output)
     write_report(contents.report, folder / DRIFT)
+    if contents.recipe:
+        (folder / RECIPE).write_text(contents.recipe, encoding="utf-8")
     manifest = _manifest(folder, contents, command, gate or contents.report.stages[-1].gate, graph)
     (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return manifest

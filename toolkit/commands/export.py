@@ -13,7 +13,8 @@ from toolkit.errors import UsageError
 
 if TYPE_CHECKING:
     from toolkit.bundle.read import Bundle
-    from toolkit.types import Dim, TargetOptions
+    from toolkit.plan import Request
+    from toolkit.types import Dim
 
 Value = TypeVar("Value")
 
@@ -24,6 +25,8 @@ Examples:
   toolkit export --model ./my-bert --target ort-cpu-int8 --calibration texts.jsonl
   toolkit export --model ./my-vit --target ort-cpu-int8 --calibration train/ --evaluation val/ --evaluation-count 500
   toolkit export --model mypackage.models:make --target ort-cpu-fp32 --dim batch=1:8:64
+  toolkit export --model vit-digits --target ort-cpu-int8 --recipe 'layers=*.fc2:fp32' --write-recipe vit.yaml
+  toolkit export --recipe vit.yaml --target trt-int8
 
 Exit codes: 0 done, 2 wrong input, 3 a library is missing, 4 not supported, 5 a stage failed, 6 drifted too far.
 """
@@ -66,20 +69,21 @@ class _Setting(click.ParamType[Any]):
         return key.strip(), text.strip()
 
 
-class _Folder(click.Path):
+class _Named(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """As click's, but an empty text, as of an unset shell variable, is not the current folder."""
         if not str(value).strip():
-            self.fail("the name is empty; give a folder, or . for this one", param, ctx)
+            what = "a folder, or . for this one" if self.dir_okay else "a file, or - for standard output"
+            self.fail(f"the name is empty; give {what}", param, ctx)
         return super().convert(value, param, ctx)
 
 
 @click.command(epilog=_EPILOG)
-@click.option("--model", required=True, help="Short name, Hub id, Hugging Face folder, .gguf file, or module:factory.")
-@click.option("--target", "targets", required=True, multiple=True, help="<runtime>-<scheme>, as trt-int8; repeatable.")
+@click.option("--model", help="Short name, Hub id, Hugging Face folder, .gguf file, or module:factory.")
+@click.option("--target", "targets", multiple=True, help="<runtime>-<scheme>, as trt-int8; repeatable.")
 @click.option(
     "--output",
-    type=_Folder(path_type=Path, file_okay=False),
+    type=_Named(path_type=Path, file_okay=False),
     default=Path("bundles"),
     show_default=True,
     help="Folder for the bundles, each in <model>-<target>.",
@@ -116,7 +120,20 @@ class _Folder(click.Path):
 @click.option(
     "--last-logits", is_flag=True, help="A language model answers only the last token's logits: faster prefill."
 )
-@click.option("--recipe", default="", help="Changes to the scheme's recipe, as block-size=64,rounding=awq.")
+@click.option(
+    "--recipe",
+    "recipes",
+    metavar="FILE|KEY=VALUE,…",
+    multiple=True,
+    help="A recipe file, which flags override; or changes to the scheme's recipe, as block-size=64; repeatable.",
+)
+@click.option(
+    "--write-recipe",
+    "recipe_file",
+    metavar="FILE|-",
+    type=_Named(path_type=Path, dir_okay=False, allow_dash=True),
+    help="Write the recipe that stands for all of this, and stop.",
+)
 @click.option("--arch", "architectures", type=_Architectures(), help="GPU architectures, one engine each: sm80,sm89.")
 @click.option(
     "--require-engine", is_flag=True, help="Fail where no engine can be built here, rather than ship a graph."
@@ -141,25 +158,64 @@ class _Folder(click.Path):
 @click.option("--offline", is_flag=True, help="Never ask the Hub.")
 @click.option("--trust-remote-code", is_flag=True, help="Let the model run code of its own repository.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
-def command(dims: tuple[tuple[str, Dim], ...], as_json: bool, dry_run: bool, **options: Any) -> None:
+@click.pass_context
+def command(
+    context: click.Context,
+    /,
+    recipes: tuple[str, ...],
+    recipe_file: Path | None,
+    as_json: bool,
+    dry_run: bool,
+    **options: Any,
+) -> None:
     """Export a model to one or more targets and verify every stage against fp32 PyTorch."""
     from toolkit import console
     from toolkit.pipeline import export
-    from toolkit.plan import Request, plan
     from toolkit.progress import Rows, Silent
-    from toolkit.recipe.changes import parse_changes
+    from toolkit.recipe.command import located, plan_of
 
-    options["recipe"] = parse_changes(options["recipe"])
-    chosen = _options(options)
-    request = Request(**_data(options), dims=_once("dim", dims), options=chosen, command=_command_line())
-    the_plan = plan(request)
-    if dry_run and as_json:
+    given = {name: value for name, value in options.items() if _is_given(context, name)}
+    the_plan = plan_of(recipes, _fields(given))
+    if recipe_file:
+        _write_recipe(the_plan.request, recipe_file, as_json=as_json)
+    elif dry_run and as_json:
         console.emit_json(the_plan.as_json())
     elif dry_run:
         click.echo(the_plan.describe())
     else:
-        bundles = export(the_plan, Silent() if as_json else Rows(console.progress()))
+        with located(recipes):
+            bundles = export(the_plan, Silent() if as_json else Rows(console.progress()))
         (_emit if as_json else _print)(bundles)
+
+
+def _is_given(context: click.Context, name: str) -> bool:
+    """Whether the user set the option: only that may override what a recipe file says."""
+    return context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
+
+
+def _fields(given: dict[str, Any]) -> dict[str, Any]:
+    """Fields of the request, of those options that were given."""
+    chosen = _options(given)
+    if "dims" in given:
+        given["dims"] = _once("dim", given["dims"])
+    return {**_data(given), "options": chosen, "command": _command_line()}
+
+
+def _write_recipe(request: Request, path: Path, *, as_json: bool) -> None:
+    from toolkit import console
+    from toolkit.recipe.file import dump_recipe, write_recipe
+    from toolkit.recipe.request import anchored, recipe_of
+
+    shown = str(path) == "-"
+    recipe = anchored(recipe_of(request), Path() if shown else path.parent)
+    if not shown:
+        write_recipe(recipe, path)
+    if as_json:
+        console.emit_json({"recipe": recipe.model_dump(mode="json", by_alias=True), "path": None if shown else path})
+    elif shown:
+        click.echo(dump_recipe(recipe), nl=False)
+    else:
+        click.echo(f"Export by it at any time: toolkit export --recipe {shlex.quote(str(path))}")
 
 
 def _once(flag: str, given: tuple[tuple[str, Value], ...]) -> dict[str, Value]:
@@ -172,40 +228,42 @@ def _once(flag: str, given: tuple[tuple[str, Value], ...]) -> dict[str, Value]:
     return dict(given)
 
 
-def _options(options: dict[str, Any]) -> TargetOptions:
-    """Takes out of `options` what says how engines are compiled."""
-    from toolkit.types import TargetOptions
+def _options(given: dict[str, Any]) -> dict[str, Any]:
+    """Takes out of `given` what says how engines are compiled, as fields of TargetOptions."""
+    names = ("architectures", "seconds", "memory", "cache", "provider")
+    chosen = {name: given.pop(name) for name in names if name in given}
+    if "provider" in chosen:
+        chosen["provider"] = _once("provider-option", chosen["provider"])
+    if "memory" in chosen:
+        chosen["memory"] <<= 20
+    return chosen
 
-    given = {name: options.pop(name) for name in ("architectures", "seconds", "memory", "cache")}
-    given["provider"] = _once("provider-option", options.pop("provider"))
-    if given["memory"] is not None:
-        given["memory"] <<= 20
-    return TargetOptions(**{name: value for name, value in given.items() if value is not None})
 
-
-def _data(options: dict[str, Any]) -> dict[str, Any]:
-    """The options with what says which data to take put together."""
-    from toolkit.recipe.document import Data
-
+def _data(given: dict[str, Any]) -> dict[str, Any]:
+    """The same with fields of the sections `calibration` and `evaluation` in place of the five options on data."""
     names = ("calibration", "calibration_count", "evaluation", "evaluation_count", "data_seed")
-    source, count, held_out, held_out_count, seed = (options.pop(name) for name in names)
+    source, count, held_out, held_out_count, seed = (given.pop(name, None) for name in names)
     for flag, text in (("calibration", source), ("evaluation", held_out)):
         if text is not None and not text.strip():
             raise UsageError(f"--{flag} is empty", hint="Give a folder, a file or datasets:NAME, or leave it out.")
     if source is not None and source.isdecimal():
-        number = int(source)
-        if not number:
-            raise UsageError("--calibration 0 leaves no samples to calibrate on", hint="Give at least one.")
-        if count not in (None, number):
-            raise UsageError(f"--calibration {number} and --calibration-count {count} differ", hint="Give one of them.")
-        source, count = None, number
-    if held_out is None and held_out_count is not None:
-        raise UsageError(
-            "--evaluation-count goes with --evaluation", hint="Give --evaluation DIR, FILE or datasets:NAME."
-        )
-    options["calibration"] = Data(source=source or "", count=count, seed=seed)
-    options["evaluation"] = None if held_out is None else Data(source=held_out, count=held_out_count, seed=seed)
-    return options
+        source, count = "", _same_count(int(source), count)
+    sections = {
+        "calibration": {"source": source, "count": count, "seed": seed},
+        "evaluation": {"source": held_out, "count": held_out_count, "seed": seed},
+    }
+    for section, fields in sections.items():
+        if chosen := {name: value for name, value in fields.items() if value is not None}:
+            given[section] = chosen
+    return given
+
+
+def _same_count(number: int, count: int | None) -> int:
+    if not number:
+        raise UsageError("--calibration 0 leaves no samples to calibrate on", hint="Give at least one.")
+    if count not in (None, number):
+        raise UsageError(f"--calibration {number} and --calibration-count {count} differ", hint="Give one of them.")
+    return number
 
 
 def _command_line() -> str:

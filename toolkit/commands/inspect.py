@@ -75,6 +75,8 @@ def _print_bundle(manifest: Manifest) -> None:
 
 
 def _bundle_rows(manifest: Manifest) -> Iterable[tuple[str, str]]:
+    from toolkit.bundle.write import RECIPE
+
     model, engine = manifest.model, manifest.engine
     revision = f" at {model.revision}" if model.revision else ""
     yield "model", f"{model.name} ({model.architecture}, {model.weights} weights of {model.source}{revision})"
@@ -86,6 +88,8 @@ def _bundle_rows(manifest: Manifest) -> Iterable[tuple[str, str]]:
         yield f"dim {name}", f"{dim.min} to {dim.max}, tuned for {dim.opt}"
     if manifest.allow_unfused:
         yield "not fused", ", ".join(manifest.allow_unfused)
+    if RECIPE in manifest.files:
+        yield "recipe", f"{RECIPE}: toolkit export --recipe with it makes the bundle again"
     yield "made by", f"toolkit {manifest.toolkit}, {manifest.created:%Y-%m-%d %H:%M} UTC: {manifest.command}"
 
 

@@ -149,10 +149,16 @@ def _hint(key: str) -> str:
     return f"{nearest(key, _ALL)}Allowed: {', '.join(_ALL)}; as --drift-gate sqnr=30,cosine=0.99."
 
 
+_COMPARE = (
+    "To see which layer moved, write the recipe (export … --write-recipe RECIPE.yaml) and run "
+    "toolkit compare reference RECIPE.yaml."
+)
+
+
 def _advice(stage: StageDrift) -> str:
     if any(output.failure for output in stage.outputs) or (stage.task and stage.task.failure):
         return "The outputs cannot be compared, so no gate lets this pass. Look at the weights and this stage."
     allow = f"allow more on purpose (--drift-gate; now {describe(stage.gate)})"
     if stage.stage == "export":
-        return f"No precision was lowered yet: look at the model's own numerics, or {allow}."
-    return f"Calibrate on inputs like yours (--calibration DIR), take a wider scheme (fp16), or {allow}."
+        return f"No precision was lowered yet: look at the model's own numerics, or {allow}. {_COMPARE}"
+    return f"Calibrate on inputs like yours (--calibration DIR), take a wider scheme (fp16), or {allow}. {_COMPARE}"

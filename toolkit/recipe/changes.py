@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 from toolkit import plugins
 from toolkit.errors import UsageError
-from toolkit.recipe.document import Quantization
+from toolkit.recipe.document import Precision, Quantization
 from toolkit.types import QuantConfig
 
-__all__ = ["given_keys", "parse_changes", "require_taken", "tuned"]
+__all__ = ["given_keys", "parse_changes", "require_taken", "taken", "tuned"]
 
 
 def parse_changes(text: str) -> Quantization:
@@ -42,6 +42,13 @@ def tuned(changes: Quantization, base: QuantConfig) -> QuantConfig:
     return replace(base, **fields)
 
 
+def taken(changes: Quantization, recipes: Iterable[QuantConfig]) -> Quantization:
+    """Those of the changes that one of the schemes has a use for."""
+    keys = {key for base in recipes for key in _tunable(base)}
+    kept = [key.replace("-", "_") for key in given_keys(changes) if key in keys]
+    return Quantization(**{name: getattr(changes, name) for name in kept})
+
+
 def require_taken(changes: Quantization, recipes: Mapping[str, QuantConfig]) -> None:
     """Refuse a change that none of the schemes has a use for; `recipes` are their own, by the scheme's name.
 
@@ -57,16 +64,18 @@ def require_taken(changes: Quantization, recipes: Mapping[str, QuantConfig]) -> 
 
 def _tunable(base: QuantConfig) -> tuple[str, ...]:
     if base.weights == "float4e2m1":
-        return ("exclude",)
+        return ("exclude", "layers")
     if base.granularity == "per-block":
-        return (
-            ("block-size", "rounding", "symmetric", "exclude") if base.weights == "int4" else ("block-size", "exclude")
-        )
+        blocks = ("block-size", "rounding", "symmetric") if base.weights == "int4" else ("block-size",)
+        return (*blocks, "exclude", "layers")
+    if base.weights in ("float16", "bfloat16"):
+        return ("layers",)
     if base.weights not in ("int8", "float8e4m3fn"):
         return ()
     calibrated = ("calibration",) if base.calibration in ("minmax", "percentile") else ()
     attention = ("attention",) if calibrated and base.weights == "int8" else ()
-    return ("exclude", *calibrated, *attention, *(("smoothing",) if base.smoothing is not None else ()))
+    smoothing = ("smoothing",) if base.smoothing is not None else ()
+    return ("exclude", "layers", *calibrated, *attention, *smoothing)
 
 
 def _one_of(*allowed: str) -> Callable[[str, str], str]:
@@ -93,6 +102,16 @@ def _patterns(key: str, value: str) -> tuple[str, ...]:
     return patterns
 
 
+def _layers(key: str, value: str) -> dict[str, str]:
+    layers: dict[str, str] = {}
+    for part in _patterns(key, value):
+        pattern, _, precision = (piece.strip() for piece in part.rpartition(":"))
+        if not pattern:
+            raise UsageError(f"'{part}' gives no precision", hint="Give patterns as layers=*.fc1:int4;*.head:fp32.")
+        layers[pattern] = _one_of(*get_args(Precision))(f"precision for '{pattern}'", precision)
+    return layers
+
+
 def _share(key: str, value: str) -> float | str:
     if value == "off":
         return value
@@ -110,10 +129,14 @@ _READ: Mapping[str, Callable[[str, str], Any]] = {
     "rounding": _one_of("nearest", "gptq", "awq", "hqq"),
     "symmetric": _yes_or_no,
     "exclude": _patterns,
+    "layers": _layers,
     "smoothing": _share,
     "calibration": _one_of("minmax", "percentile"),
     "attention": _one_of("float", "int8"),
 }
 _ALLOWED = f"Allowed: {', '.join(_READ)}; as --recipe block-size=64,rounding=awq."
-_VALUES: Mapping[str, Callable[[Any], Any]] = {"smoothing": lambda value: None if value == "off" else value}
+_VALUES: Mapping[str, Callable[[Any], Any]] = {
+    "smoothing": lambda value: None if value == "off" else value,
+    "layers": lambda value: tuple(value.items()),
+}
 """How a value of the file becomes that of the config, where the two differ."""

@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 
 from toolkit.types import CacheForm, Dim
 
-__all__ = ["VERSION", "Build", "Data", "DimRange", "Quantization", "Recipe"]
+__all__ = ["VERSION", "Build", "Data", "DimRange", "Precision", "Quantization", "Recipe"]
 
 VERSION = 1
 Precision = Literal["fp32", "fp16", "int8", "int4"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,19 @@ from toolkit import plugins
 from toolkit.errors import UsageError
 from toolkit.recipe.document import VERSION, Recipe
 
-__all__ = ["dump_recipe", "read_recipe", "write_recipe"]
+__all__ = ["dump_recipe", "place_of", "read_recipe", "write_recipe"]
 
 _HINT = "toolkit export … --write-recipe FILE writes one that is right."
+_QUOTES = 'A pattern that begins with * wants quotes, as "*.fc1": fp32.'
+_BYTES, _ENTRIES, _DEPTH, _OPEN = 1 << 20, 10_000, 16, 256
+"""What no recipe needs: beyond it a file is an accident or an attack, as aliases of aliases."""
+_BRACKETS = {**dict.fromkeys(b"[{", 1), **dict.fromkeys(b"]}", -1)}
 
 
 def read_recipe(path: Path) -> Recipe:
     """The recipe in that file. Raises UsageError with file, line and column for what is not allowed."""
     data = _load(path)
+    values = _plain(path, data)
     version = data.get("version")
     if isinstance(version, int) and version > VERSION:
         raise UsageError(
@@ -31,7 +37,7 @@ def read_recipe(path: Path) -> Recipe:
             hint="Upgrade the toolkit: pip install --upgrade transformer-export-toolkit.",
         )
     try:
-        return Recipe.model_validate(_plain(data))
+        return Recipe.model_validate(values)
     except ValidationError as error:
         found = [_sentence(path, data, each) for each in error.errors()]
         raise UsageError("; ".join(dict.fromkeys(found)), hint=_HINT) from error
@@ -65,27 +71,66 @@ def dump_recipe(recipe: Recipe, comment: str = "") -> str:
     return head + stream.getvalue()
 
 
+def place_of(path: Path, location: Sequence[Any]) -> str:
+    """File, line and column of the part of the file that `location` leads to, key by key and index by index."""
+    return _at(path, _load(path), location)
+
+
 def _load(path: Path) -> CommentedMap:
     try:
-        data = YAML(typ="rt").load(path.read_text(encoding="utf-8"))
+        data = YAML(typ="rt").load(_text(path))
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{path}, line {mark.line + 1}, column {mark.column + 1}" if mark else str(path)
-        raise UsageError(f"{where}: {error.problem or error.context}", hint=_HINT) from error
-    except (OSError, UnicodeDecodeError, YAMLError) as error:
-        raise UsageError(f"cannot read {path}: {error}", hint=_HINT) from error
+        hint = f"{_QUOTES} {_HINT}" if "alias" in f"{error.problem} {error.context}" else _HINT
+        raise UsageError(f"{where}: {_first_line(error.problem or error.context)}", hint=hint) from error
+    except (OSError, ValueError, YAMLError) as error:
+        raise UsageError(f"cannot read {path}: {_first_line(error)}", hint=_HINT) from error
+    except RecursionError as error:
+        raise _too_much(path) from error
     if not isinstance(data, CommentedMap):
         raise UsageError(f"{path} is no recipe: it holds no mapping of keys to values", hint=_HINT)
     return data
 
 
-def _plain(value: Any) -> Any:
-    """The parser's own kinds of mapping, list and scalar as Python's."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, CommentedSeq | list):
-        return [_plain(item) for item in value]
-    return next((kind(value) for kind in (bool, int, float, str) if isinstance(value, kind)), value)
+def _text(path: Path) -> str:
+    with path.open("rb") as file:
+        data = file.read(_BYTES + 1)
+    # The parser takes time that grows with the square of open brackets before it gives up.
+    open_brackets = accumulate(_BRACKETS.get(byte, 0) for byte in data)
+    if len(data) > _BYTES or max(open_brackets, default=0) > _OPEN:
+        raise _too_much(path)
+    return data.decode("utf-8-sig")
+
+
+def _first_line(text: object) -> str:
+    return str(text).strip().partition("\n")[0]
+
+
+def _too_much(path: Path) -> UsageError:
+    return UsageError(
+        f"{path} is no recipe: it is larger or nested deeper than any, its aliases counted",
+        hint=f"A recipe has no use for aliases. {_HINT}",
+    )
+
+
+def _plain(path: Path, data: CommentedMap) -> dict[str, Any]:
+    """The parser's own kinds of mapping, list and scalar as Python's. Raises UsageError where there are too many."""
+    left = _ENTRIES
+
+    def plain(value: Any, depth: int) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0 or depth > _DEPTH:
+            raise _too_much(path)
+        if isinstance(value, Mapping):
+            return {str(key): plain(item, depth + 1) for key, item in value.items()}
+        if isinstance(value, CommentedSeq | list):
+            return [plain(item, depth + 1) for item in value]
+        return next((kind(value) for kind in (bool, int, float, str) if isinstance(value, kind)), value)
+
+    made: dict[str, Any] = plain(data, 0)
+    return made
 
 
 def _sentence(path: Path, data: CommentedMap, entry: Any) -> str:

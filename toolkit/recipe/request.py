@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from model_zoo import short_names
+from toolkit import plugins
 from toolkit.data_source import beside
-from toolkit.plan import Request
+from toolkit.plan import OPTION_FLAGS, Request
+from toolkit.recipe.changes import taken
 from toolkit.recipe.document import Build, Data, Recipe
-from toolkit.types import DEFAULT_OPTIONS, TargetOptions
+from toolkit.recipe.layers import schemes_used
+from toolkit.target import Target
+from toolkit.types import DEFAULT_OPTIONS, ModelSpec, TargetOptions
 
-__all__ = ["recipe_of", "request_of"]
+__all__ = ["anchored", "recipe_for", "recipe_of", "request_of"]
 
 _SHARED = ("model", "revision", "weights", "seed", "targets", "opset", "evaluation", "last_logits", "allow_unfused")
 _OPTIONS = {"architectures": "arch", "seconds": "timeout", "cache": "kv_cache", "provider": "provider_option"}
@@ -29,7 +35,7 @@ def request_of(recipe: Recipe, *, folder: Path = Path(), output: Path = Path("bu
             "calibration": _placed(recipe.calibration, folder),
             "evaluation": recipe.evaluation and _placed(recipe.evaluation, folder),
             "dims": dict(recipe.dims),
-            "drift_gate": ",".join(f"{key}={bound}" for key, bound in recipe.gate.items()),
+            "drift_gate": ",".join(f"{key}={_spelled(bound)}" for key, bound in recipe.gate.items()),
             "recipe": recipe.quantization,
             "options": _options(recipe.build),
             "require_engine": recipe.build.require_engine,
@@ -57,6 +63,21 @@ def recipe_of(request: Request) -> Recipe:
     )
 
 
+def recipe_for(request: Request, target: Target, spec: ModelSpec) -> Recipe:
+    """The recipe of one of the request's targets, without what only the others have a use for.
+
+    Its paths are absolute, and a model of the Hub is pinned to the commit that was found.
+    """
+    schemes = schemes_used(request.recipe, target.scheme, spec)
+    changes = taken(request.recipe, (plugins.scheme(name).recipe(spec) for name in schemes))
+    options = plugins.find("runtimes", target.runtime).literals.get("OPTIONS", ())
+    others = {ours: getattr(DEFAULT_OPTIONS, ours) for ours, flag in OPTION_FLAGS.items() if flag not in options}
+    chosen = replace(request.options, **others)
+    revision = spec.revision or request.revision
+    one = replace(request, targets=(str(target),), recipe=changes, options=chosen, revision=revision)
+    return anchored(recipe_of(one))
+
+
 def _options(build: Build) -> TargetOptions:
     given = {ours: getattr(build, theirs) for ours, theirs in _OPTIONS.items()}
     given["memory"] = build.memory and build.memory << 20
@@ -69,11 +90,33 @@ def _bounds(text: str) -> dict[str, Any]:
     return {key.strip(): value.strip() for key, _, value in parts}
 
 
+def _spelled(bound: float | str) -> str:
+    """The bound as it is typed: 30, not 30.0."""
+    return repr(bound).removesuffix(".0") if isinstance(bound, float) else bound
+
+
+def anchored(recipe: Recipe, folder: Path | None = None) -> Recipe:
+    """The recipe with paths that hold when its file lies in `folder`: absolute, or as given where that is here."""
+    if folder is not None and folder.resolve() == Path.cwd():
+        return recipe
+    fields = {
+        name: data.model_copy(update={"source": _absolute(data.source)})
+        for name in ("calibration", "evaluation")
+        if (data := getattr(recipe, name)) is not None
+    }
+    model = recipe.model if recipe.model in short_names() else _absolute(recipe.model)
+    return recipe.model_copy(update={**fields, "model": model})
+
+
+def _absolute(text: str) -> str:
+    return str(Path(text).absolute()) if text and Path(text).exists() else text
+
+
 def _placed(data: Data, folder: Path) -> Data:
     return data.model_copy(update={"source": beside(data.source, folder)})
 
 
-def _beside(text: str, folder: Path) -> str:
-    """A path that exists beside the file, or the text as it stands: a name, an id, an absolute path."""
-    place = folder / text
-    return str(place) if text and place.exists() else text
+def _beside(model: str, folder: Path) -> str:
+    """A path that exists beside the file, or the text as it stands: a short name, an id, an absolute path."""
+    stays = folder == Path() or model in short_names() or not (folder / model).exists()
+    return model if stays else str(folder / model)
