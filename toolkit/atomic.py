@@ -1,4 +1,4 @@
-"""Publishing a folder: it appears whole or not at all, and one writer at a time."""
+"""Publishing a folder or a file: it appears whole or not at all; of a folder there is one writer at a time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from toolkit import disk
 from toolkit.errors import UsageError
 
-__all__ = ["publish", "scratch"]
+__all__ = ["publish", "scratch", "write_text"]
 
 Replace = Callable[[Path], bool] | bool
 
@@ -64,6 +64,19 @@ def scratch(target: Path) -> Iterator[Path]:
         yield work
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write the file, or leave what stands there as it was. Raises OSError where it cannot be written."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with partial.open("w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 @contextmanager
