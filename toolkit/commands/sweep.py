@@ -76,7 +76,7 @@ def command(
 
 
 def _executor(address: str | None, cpus: int | None, jobs: int | None) -> Execute:
-    from toolkit.sweep.cluster import run_on_ray
+    from toolkit.sweep.cluster import ray_executor
     from toolkit.sweep.local import default_jobs, run_here
 
     if address is None:
@@ -87,7 +87,7 @@ def _executor(address: str | None, cpus: int | None, jobs: int | None) -> Execut
         raise UsageError(
             "--jobs is for this machine", hint="With --ray, Ray decides; --ray-cpus says what a run needs."
         )
-    return partial(run_on_ray, address=address, cpus=cpus or 2)
+    return ray_executor(address, cpus or 2)
 
 
 def _list(runs: Sequence[Run], settings: Settings, retry: bool, as_json: bool) -> None:

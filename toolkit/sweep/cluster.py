@@ -11,7 +11,7 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from toolkit.sweep.row import Row
     from toolkit.sweep.run import Job
 
-__all__ = ["run_on_ray"]
+__all__ = ["ray_executor"]
 
 _RETRIES = 2
 _CONNECT_SECONDS = 5
@@ -32,16 +32,21 @@ _START = "Start a cluster on this machine with: ray start --head (and end it wit
 _ABROAD = "Give --ray auto for the cluster of this machine, or --ray HOST:PORT."
 
 
-def run_on_ray(jobs: Sequence[Job], address: str, cpus: int) -> Generator[Row]:
-    """Do the runs on the cluster, each on a node with `cpus` free, and yield each row when it is there.
+def ray_executor(address: str, cpus: int) -> Callable[[Sequence[Job]], Generator[Row]]:
+    """Does runs on the cluster at `auto` or HOST:PORT, each on a node with `cpus` free.
 
-    A run whose worker or node is lost starts anew, twice at most; then the loss is its row. Closing the iterator ends
-    the runs at work. Raises MissingDependencyError where Ray is not installed, UsageError where there is no such
-    cluster or none of its nodes has as many CPUs.
+    A run whose worker or node is lost starts anew, twice at most; then the loss is its row. Closing the rows ends the
+    runs at work. Raises MissingDependencyError where Ray is not installed and UsageError where nobody answers at the
+    address, both at once; UsageError too, with the first row, where there is no cluster or no node with as many CPUs.
     """
+    ray = _import_ray()
+    _require_listener(address)
+    return lambda jobs: _run(ray, jobs, address, cpus)
+
+
+def _run(ray: Any, jobs: Sequence[Job], address: str, cpus: int) -> Generator[Row]:
     if not jobs:
         return
-    ray = _import_ray()
     with _connected(ray, address), _token(jobs[0].settings.output) as token:
         _require_room(ray, cpus)
         task = ray.remote(num_cpus=cpus, max_retries=_RETRIES)(_on_node)
@@ -69,7 +74,6 @@ def _import_ray() -> Any:
 
 @contextmanager
 def _connected(ray: Any, address: str) -> Iterator[None]:
-    _require_listener(address)
     # Ray takes SIGTERM for itself, and our own clean-up hangs on it.
     handler = signal.getsignal(signal.SIGTERM)
     environment = {"PYTHONPATH": os.pathsep.join(str(Path(place).absolute()) for place in sys.path if place)}
