@@ -145,12 +145,12 @@ def _on_node(job: Job, token: str) -> Row:
 
 
 def _row(ray: Any, reference: Any, job: Job) -> Row:
+    from toolkit.sweep.row import in_short
     from toolkit.sweep.supervise import blank_row
 
     try:
         row: Row = ray.get(reference)
     except ray.exceptions.RayError as error:
         shutil.rmtree(job.place, ignore_errors=True)
-        said = " ".join(str(error).split())
-        return blank_row(job, "failed", f"lost by Ray, {_RETRIES + 1} tries at most: {said}"[:300])
+        return blank_row(job, "failed", in_short(f"lost by Ray, {_RETRIES + 1} tries at most: {error}"))
     return row

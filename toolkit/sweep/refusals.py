@@ -12,6 +12,7 @@ from toolkit.cli import library_messages
 from toolkit.errors import ToolkitError
 from toolkit.plan import plan
 from toolkit.sweep.child import perform, run_child
+from toolkit.sweep.row import in_short
 from toolkit.sweep.run import Job
 
 __all__ = ["refusals"]
@@ -38,7 +39,7 @@ def _reason(job: Job) -> str:
     try:
         plan(job.request())
     except ToolkitError as error:
-        return " ".join(f"{error}. {error.hint}".split())
+        return in_short(f"{error}. {error.hint}")
     except Exception:
         return ""
     return ""

@@ -19,10 +19,11 @@ from toolkit.document import Frozen
 from toolkit.drift.report import Metric
 from toolkit.errors import UsageError
 
-__all__ = ["ROWS", "TABLE", "Ledger", "Row", "Status", "read_rows", "write_table"]
+__all__ = ["ROWS", "TABLE", "Ledger", "Row", "Status", "in_short", "read_rows", "write_table"]
 
 ROWS = "rows.jsonl"
 TABLE = "sweep.csv"
+_SHORT = 300
 Status = Literal["ok", "drifted", "failed", "refused", "timeout"]
 
 
@@ -98,6 +99,12 @@ def read_rows(folder: Path) -> dict[str, Row]:
     whole = path.read_bytes().split(b"\n")[:-1]
     rows = [_row(line, f"{path}, line {number}") for number, line in enumerate(whole, 1)]
     return {row.key: row for row in rows}
+
+
+def in_short(text: str) -> str:
+    """An error's text in one line of 300 characters at most, as a row has it."""
+    line = " ".join(text.split())
+    return line if len(line) <= _SHORT else f"{line[: _SHORT - 1]}…"
 
 
 def write_table(rows: Iterable[Row], folder: Path) -> Path:

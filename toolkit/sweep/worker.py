@@ -18,13 +18,11 @@ from toolkit.pipeline import export
 from toolkit.plan import plan
 from toolkit.progress import Rows
 from toolkit.sweep.child import perform
-from toolkit.sweep.row import Status
+from toolkit.sweep.row import Status, in_short
 from toolkit.sweep.run import Job
 from toolkit.sweep.supervise import blank_row
 
 __all__: list[str] = []
-
-_SHORT = 300
 
 
 def _work(job: Job) -> Iterator[str]:
@@ -39,11 +37,11 @@ def _outcome(job: Job) -> tuple[Status, dict[str, Any]]:
     except DriftError as error:
         _tell(error)
         measured = _numbers(error.report) if error.report else {}
-        return "drifted", {"error": _short(str(error)), **measured}
+        return "drifted", {"error": in_short(str(error)), **measured}
     except Exception as error:
         _tell(error)
         named = str(error) if isinstance(error, ToolkitError) else f"{type(error).__name__}: {error}"
-        return "failed", {"error": _short(named)}
+        return "failed", {"error": in_short(named)}
     return "ok", _bundle_numbers(folder)
 
 
@@ -64,11 +62,6 @@ def _tell(error: Exception) -> None:
     traceback.print_exception(error)
     if isinstance(error, ToolkitError) and error.hint:
         print(f"hint: {error.hint}", file=sys.stderr)  # noqa: T201 - into the log
-
-
-def _short(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= _SHORT else f"{line[: _SHORT - 1]}…"
 
 
 if __name__ == "__main__":
