@@ -1,4 +1,4 @@
-"""Publishing a folder or a file: it appears whole or not at all; of a folder there is one writer at a time."""
+"""Publishing a folder or a file: it appears whole or not at all, and a folder has one writer at a time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from toolkit import disk
 from toolkit.errors import UsageError
 
-__all__ = ["publish", "scratch", "write_text"]
+__all__ = ["publish", "scratch", "write_whole"]
 
 Replace = Callable[[Path], bool] | bool
 
@@ -66,17 +66,23 @@ def scratch(target: Path) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write the file, or leave what stands there as it was. Raises OSError where it cannot be written."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def write_whole(path: Path, text: str) -> None:
+    """Write a UTF-8 file that is all there or as it was before, and the folders that lead to it.
+
+    Raises UsageError where it cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with partial.open("w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        _sync_one(partial)
         partial.replace(path)
+        _sync_one(path.parent)
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror or error}", hint="Give another file.") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
 
 
 @contextmanager

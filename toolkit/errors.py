@@ -62,7 +62,7 @@ class StageError(ToolkitError):
 class DriftError(ToolkitError):
     """It ran, but its outputs moved further from the fp32 PyTorch reference than the gate allows.
 
-    `report` is the measurement, where there is one.
+    `report` is what was measured until then, where there is one.
     """
 
     exit_code = 6

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Self, TypeVar, get_args
 
@@ -19,6 +20,11 @@ __all__ = ["YamlDocument"]
 
 Model = TypeVar("Model", bound=BaseModel)
 
+_QUOTES = 'A pattern that begins with * wants quotes, as "*.fc1": fp32.'
+_BYTES, _ENTRIES, _DEPTH, _OPEN = 1 << 20, 10_000, 16, 256
+"""What no file of ours needs: beyond it one is an accident or an attack, as aliases of aliases."""
+_BRACKETS = {**dict.fromkeys(b"[{", 1), **dict.fromkeys(b"]}", -1)}
+
 
 @dataclass(frozen=True, slots=True)
 class YamlDocument:
@@ -27,21 +33,29 @@ class YamlDocument:
     path: Path
     data: CommentedMap
     hint: str
+    values: dict[str, Any]
+    """The contents as Python's own mappings, lists and scalars."""
 
     @classmethod
     def load(cls, path: Path, what: str, hint: str) -> Self:
         """Read the file; `what` is its name in errors. Raises UsageError where it is no YAML or holds no mapping."""
         try:
-            data = YAML(typ="rt").load(path.read_text(encoding="utf-8"))
+            data = YAML(typ="rt").load(_text(path))
+            if not isinstance(data, CommentedMap):
+                raise UsageError(f"{path} is no {what}: it holds no mapping of keys to values", hint=hint)
+            return cls(path, data, hint, _plain(data))
         except MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             where = f"{path}, line {mark.line + 1}, column {mark.column + 1}" if mark else str(path)
-            raise UsageError(f"{where}: {error.problem or error.context}", hint=hint) from error
-        except (OSError, UnicodeDecodeError, YAMLError) as error:
-            raise UsageError(f"cannot read {path}: {error}", hint=hint) from error
-        if not isinstance(data, CommentedMap):
-            raise UsageError(f"{path} is no {what}: it holds no mapping of keys to values", hint=hint)
-        return cls(path, data, hint)
+            more = f"{_QUOTES} {hint}" if "alias" in f"{error.problem} {error.context}" else hint
+            raise UsageError(f"{where}: {_first_line(error.problem or error.context)}", hint=more) from error
+        except (RecursionError, _TooMuchError) as error:
+            raise UsageError(
+                f"{path} is no {what}: it is larger or nested deeper than any, its aliases counted",
+                hint=f"A {what} has no use for aliases. {hint}",
+            ) from error
+        except (OSError, ValueError, YAMLError) as error:
+            raise UsageError(f"cannot read {path}: {_first_line(error)}", hint=hint) from error
 
     def parse(self, model: type[Model], newest: int) -> Model:
         """The contents as that model, whose `version` is `newest` at most.
@@ -55,13 +69,18 @@ class YamlDocument:
                 hint="Upgrade the toolkit: pip install --upgrade transformer-export-toolkit.",
             )
         try:
-            return model.model_validate(_plain(self.data))
+            return model.model_validate(self.values)
         except ValidationError as error:
             found = [self._sentence(model, each) for each in error.errors()]
             raise UsageError("; ".join(dict.fromkeys(found)), hint=self.hint) from error
 
     def where(self, *location: Any) -> str:
         """File, line and column of the innermost part of the location that the file has."""
+        line, column = self.position(*location)
+        return f"{self.path}, line {line}, column {column}"
+
+    def position(self, *location: Any) -> tuple[int, int]:
+        """Line and column, from 1, of the innermost part of the location that the file has."""
         line, column = 0, 0
         here: Any = self.data
         for part in location:
@@ -75,7 +94,7 @@ class YamlDocument:
                 here = here[part]
             except (KeyError, IndexError, TypeError, AttributeError):
                 break
-        return f"{self.path}, line {line + 1}, column {column + 1}"
+        return line + 1, column + 1
 
     def _sentence(self, model: type[BaseModel], entry: Any) -> str:
         location = tuple(entry["loc"])
@@ -88,13 +107,41 @@ class YamlDocument:
         return f"{where}: {name}: {entry['msg'].removeprefix('Value error, ')}"
 
 
-def _plain(value: Any) -> Any:
-    """The parser's own kinds of mapping, list and scalar as Python's."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, CommentedSeq | list):
-        return [_plain(item) for item in value]
-    return next((kind(value) for kind in (bool, int, float, str) if isinstance(value, kind)), value)
+class _TooMuchError(Exception):
+    """It never leaves this file."""
+
+
+def _text(path: Path) -> str:
+    with path.open("rb") as file:
+        data = file.read(_BYTES + 1)
+    # The parser takes time that grows with the square of open brackets before it gives up.
+    open_brackets = accumulate(_BRACKETS.get(byte, 0) for byte in data)
+    if len(data) > _BYTES or max(open_brackets, default=0) > _OPEN:
+        raise _TooMuchError
+    return data.decode("utf-8-sig")
+
+
+def _first_line(text: object) -> str:
+    return str(text).strip().partition("\n")[0]
+
+
+def _plain(data: CommentedMap) -> dict[str, Any]:
+    """The parser's own kinds of mapping, list and scalar as Python's. Raises _TooMuchError where there are too many."""
+    left = _ENTRIES
+
+    def plain(value: Any, depth: int) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0 or depth > _DEPTH:
+            raise _TooMuchError
+        if isinstance(value, Mapping):
+            return {str(key): plain(item, depth + 1) for key, item in value.items()}
+        if isinstance(value, CommentedSeq | list):
+            return [plain(item, depth + 1) for item in value]
+        return next((kind(value) for kind in (bool, int, float, str) if isinstance(value, kind)), value)
+
+    made: dict[str, Any] = plain(data, 0)
+    return made
 
 
 def _is_branch(part: Any) -> bool:

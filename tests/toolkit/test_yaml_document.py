@@ -33,6 +33,14 @@ def written(folder: Path, text: str) -> Path:
         (RECIPE + "gate:\n  sqnr: high\n", "line 5, column 3: gate.sqnr: "),
         (RECIPE + "dims: {batch: '1-8'}\n", "line 4, column 8: dims.batch: '1-8' is not of the form"),
         ("model: m\n", "line 1, column 1: targets: Field required"),
+        (RECIPE + "quantization: {exclude: [*.fc1]}\n", "line 4, column"),
+        (
+            RECIPE
+            + "a: &a [x, x]\n"
+            + "".join(f"a{n}: &a{n} [*a{n - 1 or ''}, *a{n - 1 or ''}]\n" for n in range(1, 15)),
+            "aliases counted",
+        ),
+        ("[" * 300, "larger or nested deeper than any"),
     ],
 )
 def test_a_wrong_recipe_is_told_with_its_line(text: str, message: str, tmp_path: Path) -> None:
@@ -73,4 +81,5 @@ def test_a_recipe_is_read_as_it_was_written(tmp_path: Path) -> None:
 def test_a_recipe_that_cannot_be_written_leaves_what_was_there(tmp_path: Path) -> None:
     recipe = read_recipe(written(tmp_path, RECIPE))
     with pytest.raises(UsageError, match="cannot write"):
-        write_recipe(recipe, tmp_path / "missing" / "file.yaml")
+        write_recipe(recipe, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["file.yaml"]

@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 from ruamel.yaml import YAML
 
-from toolkit.atomic import write_text
-from toolkit.errors import UsageError
+from toolkit.atomic import write_whole
 from toolkit.recipe.document import VERSION, Recipe
 from toolkit.yaml_document import YamlDocument
 
-__all__ = ["HINT", "dump_recipe", "read_recipe", "write_recipe"]
+__all__ = ["dump_recipe", "line_of", "place_of", "read_recipe", "write_recipe"]
 
-HINT = "toolkit export … --write-recipe FILE writes one that is right."
+_HINT = "toolkit export … --write-recipe FILE writes one that is right."
 
 
 def read_recipe(path: Path) -> Recipe:
     """The recipe in that file. Raises UsageError with file, line and column for what is not allowed."""
-    return YamlDocument.load(path, "recipe", HINT).parse(Recipe, VERSION)
+    return _document(path).parse(Recipe, VERSION)
 
 
 def write_recipe(recipe: Recipe, path: Path, comment: str = "") -> None:
-    """Write the file whole or not at all; `comment` goes on top."""
-    try:
-        write_text(path, dump_recipe(recipe, comment))
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}", hint="Give another file.") from error
+    """Write the file whole or not at all; `comment` goes on top. Raises UsageError where it cannot be written."""
+    write_whole(path, dump_recipe(recipe, comment))
 
 
 def dump_recipe(recipe: Recipe, comment: str = "") -> str:
@@ -39,3 +37,17 @@ def dump_recipe(recipe: Recipe, comment: str = "") -> str:
     yaml.dump({"version": VERSION, **values}, stream)
     head = "".join(f"# {line}\n" for line in comment.splitlines())
     return head + stream.getvalue()
+
+
+def place_of(path: Path, location: Sequence[Any]) -> str:
+    """File, line and column of the part of the file that `location` leads to, key by key and index by index."""
+    return _document(path).where(*location)
+
+
+def line_of(path: Path, *location: str | int) -> int:
+    """The line, from 1, of the innermost part of the location that the file has, as ("targets", 0)."""
+    return _document(path).position(*location)[0]
+
+
+def _document(path: Path) -> YamlDocument:
+    return YamlDocument.load(path, "recipe", _HINT)

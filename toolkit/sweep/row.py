@@ -14,7 +14,7 @@ from typing import Literal, Self
 
 from pydantic import ValidationError
 
-from toolkit.atomic import write_text
+from toolkit.atomic import write_whole
 from toolkit.document import Frozen
 from toolkit.drift.report import Metric
 from toolkit.errors import UsageError
@@ -110,10 +110,12 @@ def in_short(text: str) -> str:
 def write_table(rows: Iterable[Row], folder: Path) -> Path:
     """Write the rows as CSV, whole or not at all; answers where."""
     path, stream = folder / TABLE, io.StringIO()
-    writer = csv.DictWriter(stream, [name for name in Row.model_fields if name != "schema_version"])
+    writer = csv.DictWriter(
+        stream, [name for name in Row.model_fields if name != "schema_version"], lineterminator="\n"
+    )
     writer.writeheader()
     writer.writerows(row.model_dump(mode="json", exclude={"schema_version"}) for row in rows)
-    write_text(path, stream.getvalue())
+    write_whole(path, stream.getvalue())
     return path
 
 
