@@ -26,7 +26,6 @@ models:
   - vit-digits
   - {model: "odd:lose_the_worker_once", targets: [ort-cpu-fp32]}
   - {model: "odd:lose_every_worker", targets: [ort-cpu-fp32]}
-  - {model: "odd:crash", targets: [ort-cpu-fp32]}
 targets: [ort-cpu-fp32, ort-cpu-int8]
 """
 
@@ -40,9 +39,9 @@ def free_port() -> int:
 
 def start_ray(place: str) -> tuple[subprocess.Popen[bytes], str]:
     address = f"127.0.0.1:{free_port()}"
-    ports = [f"--port={address.rpartition(':')[2]}", f"--ray-client-server-port={free_port()}"]
+    port = f"--port={address.rpartition(':')[2]}"
     limits = ["--num-cpus=2", f"--object-store-memory={100 << 20}", "--include-dashboard=false"]
-    where = ["--node-ip-address=127.0.0.1", f"--temp-dir={place}", *ports]
+    where = ["--node-ip-address=127.0.0.1", f"--temp-dir={place}", port]
     process = subprocess.Popen(
         [Path(sys.executable).with_name("ray"), "start", "--head", "--block", "--disable-usage-stats", *where, *limits],
         stdout=subprocess.DEVNULL,
@@ -110,21 +109,19 @@ def test_rows_come_back_and_lost_workers_are_tried_anew(cluster: str, tmp_path: 
         ("vit-digits", "ort-cpu-int8"): "ok",
         ("odd:lose_the_worker_once", "ort-cpu-fp32"): "ok",
         ("odd:lose_every_worker", "ort-cpu-fp32"): "failed",
-        ("odd:crash", "ort-cpu-fp32"): "failed",
     }
     assert (tmp_path / "lost").exists()
     assert "lost by Ray" in rows["odd:lose_every_worker", "ort-cpu-fp32"]["error"]
-    assert "SIGSEGV" in rows["odd:crash", "ort-cpu-fp32"]["error"]
     passed = [row for row in rows.values() if row["status"] == "ok"]
     assert all(len(list((tmp_path / "out" / row["run"]).iterdir())) == 1 for row in passed)
-    assert len((tmp_path / "out" / "rows.jsonl").read_text().splitlines()) == 5
+    assert len((tmp_path / "out" / "rows.jsonl").read_text().splitlines()) == 4
     assert not list((tmp_path / "out").glob(".*"))
 
-    # Two failed ones remain; without a retry there is nothing to do, and Ray is not even asked.
+    # Without a retry there is nothing to do, and Ray is not even asked.
     kept = sweep(tmp_path, "sweep.yaml", "--output", "out", "--ray", cluster, "--no-retry-failed", "--json")
     assert kept.returncode == 5
-    assert json.loads(kept.stdout)["counts"] == {"ok": 3, "failed": 2}
-    assert len((tmp_path / "out" / "rows.jsonl").read_text().splitlines()) == 5
+    assert json.loads(kept.stdout)["counts"] == {"ok": 3, "failed": 1}
+    assert len((tmp_path / "out" / "rows.jsonl").read_text().splitlines()) == 4
 
 
 @pytest.mark.heavy
