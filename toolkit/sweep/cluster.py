@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +47,8 @@ def ray_executor(address: str, cpus: int) -> Callable[[Sequence[Job]], Generator
 def _run(ray: Any, jobs: Sequence[Job], address: str, cpus: int) -> Generator[Row]:
     if not jobs:
         return
-    with _connected(ray, address), _token(jobs[0].settings.output) as token:
+    # Ray prints what befalls its workers; stdout is for the answer.
+    with redirect_stdout(sys.stderr), _connected(ray, address), _token(jobs[0].settings.output) as token:
         _require_room(ray, cpus)
         task = ray.remote(num_cpus=cpus, max_retries=_RETRIES)(_on_node)
         pending = {task.remote(job, str(token)): job for job in jobs}
