@@ -7,8 +7,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,13 +17,12 @@ from runtimes._tensorrt.job import Job, partial_path
 from runtimes._tensorrt.kernels import count_kernels
 from toolkit.compiled import BuiltEngine
 from toolkit.errors import StageError
+from toolkit.supervision import stop, watch
 
-__all__ = ["Limits", "Probed", "compile_engines", "probe", "resident", "stop"]
+__all__ = ["Limits", "Probed", "compile_engines", "probe"]
 
 _TAIL = 6
-_POLL_SECONDS = 0.2
 _PROBE_SECONDS = 120
-_STOP_SECONDS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,48 +122,15 @@ def _watch(arguments: list[str], log: Path, limits: Limits) -> tuple[str, str]:
 
 
 def _wait(process: subprocess.Popen[bytes], limits: Limits) -> tuple[str, str]:
-    start = time.monotonic()
-    while process.poll() is None:
-        if time.monotonic() - start > limits.seconds:
-            what = f"TensorRT's builder took longer than the limit of {limits.seconds:g} s and was stopped"
-            return what, f"Allow it more seconds: --build-timeout {max(2 * limits.seconds, 60):g}."
-        used = resident(process.pid) >> 20
-        if used > limits.bytes >> 20:
-            most = limits.bytes >> 20
-            what = f"TensorRT's builder used {used} MiB, more than the limit of {most} MiB, and was stopped"
-            return what, f"Allow it more MiB: --build-memory {2 * used}."
-        try:
-            process.wait(_POLL_SECONDS)
-        except subprocess.TimeoutExpired:
-            continue
-    return "", ""
-
-
-def stop(process: subprocess.Popen[bytes]) -> None:
-    """Kill a process and all below it, and wait for its end."""
-    family = _family(process.pid) if process.poll() is None else []
-    for one in family:
-        with suppress(psutil.Error):
-            one.kill()
-    process.wait()
-    psutil.wait_procs(family[1:], timeout=_STOP_SECONDS)
-
-
-def resident(pid: int) -> int:
-    """Bytes of memory that a process and all below it hold now."""
-    sizes = []
-    for process in _family(pid):
-        with suppress(psutil.Error):
-            sizes.append(int(process.memory_info().rss))
-    return sum(sizes)
-
-
-def _family(pid: int) -> list[psutil.Process]:
-    try:
-        process = psutil.Process(pid)
-        return [process, *process.children(recursive=True)]
-    except psutil.Error:
-        return []
+    breach = watch(process, seconds=limits.seconds, memory=limits.bytes)
+    if breach is None:
+        return "", ""
+    if breach.what == "seconds":
+        what = f"TensorRT's builder took longer than the limit of {limits.seconds:g} s and was stopped"
+        return what, f"Allow it more seconds: --build-timeout {max(2 * limits.seconds, 60):g}."
+    used, most = int(breach.used) >> 20, limits.bytes >> 20
+    what = f"TensorRT's builder used {used} MiB, more than the limit of {most} MiB, and was stopped"
+    return what, f"Allow it more MiB: --build-memory {2 * used}."
 
 
 def _verdict(code: int) -> str:

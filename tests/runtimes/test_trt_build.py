@@ -20,7 +20,7 @@ from trt_graphs import FEEDS, SPEC, Block, as_lowered, quantized, rtx
 
 from runtimes import portable_session
 from runtimes._tensorrt.builder import INSTALL
-from runtimes._tensorrt.compile import compile_engines, probe, resident, stop
+from runtimes._tensorrt.compile import compile_engines, probe
 from runtimes._tensorrt.devices import devices
 from runtimes._tensorrt.job import Job
 from runtimes._tensorrt.lowering import lower_model
@@ -29,6 +29,7 @@ from runtimes._tensorrt.runtime import ARCHITECTURES, TensorRT
 from runtimes.trt import RUNTIME as TRT
 from runtimes.trt_rtx import RUNTIME as TRT_RTX
 from toolkit.errors import StageError, UnsupportedError
+from toolkit.supervision import resident, stop
 from toolkit.types import Engine, ModelSpec, TargetOptions, TensorSpec
 
 HAS_TENSORRT = importlib.util.find_spec("tensorrt") is not None

@@ -107,6 +107,7 @@ def raise_if_failed(report: DriftReport) -> None:
     raise DriftError(
         f"stage '{stage.stage}' moved too far from the reference ({report.reference}): {broken}",
         hint=_advice(stage),
+        report=report,
     )
 
 
