@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from toolkit.drift.report import DriftReport
+
 __all__ = [
     "DriftError",
     "MissingDependencyError",
@@ -55,6 +60,13 @@ class StageError(ToolkitError):
 
 
 class DriftError(ToolkitError):
-    """It ran, but its outputs moved further from the fp32 PyTorch reference than the gate allows."""
+    """It ran, but its outputs moved further from the fp32 PyTorch reference than the gate allows.
+
+    `report` is what was measured until then, where there is one.
+    """
 
     exit_code = 6
+
+    def __init__(self, message: str, *, hint: str = "", report: DriftReport | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.report = report

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,11 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from toolkit import plugins
+from toolkit.atomic import write_whole
 from toolkit.errors import UsageError
 from toolkit.recipe.document import VERSION, Recipe
 
-__all__ = ["dump_recipe", "read_recipe", "write_recipe"]
+__all__ = ["dump_recipe", "line_of", "read_recipe", "write_recipe"]
 
 _HINT = "toolkit export … --write-recipe FILE writes one that is right."
 
@@ -39,17 +39,7 @@ def read_recipe(path: Path) -> Recipe:
 
 def write_recipe(recipe: Recipe, path: Path, comment: str = "") -> None:
     """Write the file whole or not at all; `comment` goes on top."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(dump_recipe(recipe, comment))
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}", hint="Give another file.") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(path, dump_recipe(recipe, comment))
 
 
 def dump_recipe(recipe: Recipe, comment: str = "") -> str:
@@ -115,8 +105,18 @@ def _allowed(location: Sequence[Any]) -> list[str]:
     return [field.alias or name for name, field in model.model_fields.items()]
 
 
+def line_of(path: Path, *location: str | int) -> int:
+    """The line, from 1, of the innermost part of the location that the file has, as ("targets", 0)."""
+    return _position(_load(path), location)[0]
+
+
 def _at(path: Path, data: CommentedMap, location: Sequence[Any]) -> str:
-    """File, line and column of the innermost part of the location that the file has."""
+    line, column = _position(data, location)
+    return f"{path}, line {line}, column {column}"
+
+
+def _position(data: CommentedMap, location: Sequence[Any]) -> tuple[int, int]:
+    """Line and column, from 1, of the innermost part of the location that the file has."""
     line, column = 0, 0
     here: Any = data
     for part in location:
@@ -130,4 +130,4 @@ def _at(path: Path, data: CommentedMap, location: Sequence[Any]) -> str:
             here = here[part]
         except (KeyError, IndexError, TypeError, AttributeError):
             break
-    return f"{path}, line {line + 1}, column {column + 1}"
+    return line + 1, column + 1
