@@ -68,7 +68,7 @@ def command(
     from toolkit.gate.tell import Reports, tell
     from toolkit.progress import Rows, Silent
 
-    against = _against(paths, baseline, update, tolerance)
+    against = _against(baseline, update, tolerance)
     with _output(output) as place:
         choices = _choices(place, output is None, on_cpu, offline, trust_remote_code)
         result = run(paths, choices, against, Silent() if as_json else Rows(console.progress()))
@@ -76,20 +76,14 @@ def command(
     click.get_current_context().exit(code)
 
 
-def _against(paths: tuple[Path, ...], file: Path | None, update: bool, tolerance: str) -> Against:
-    from toolkit.gate.baseline import Baseline, read_baseline
-    from toolkit.gate.run import Against
-    from toolkit.gate.tolerance import parse_tolerances
+def _against(file: Path | None, update: bool, tolerance: str) -> Against:
+    from toolkit.gate.run import Against, against_file
 
-    tolerances = parse_tolerances(tolerance)
-    if file is None:
-        if update or tolerances:
-            raise UsageError("--update and --tolerance are for a baseline", hint="Give --baseline drift-baseline.json.")
-        return Against()
-    if not file.exists() and not update:
-        typed = shlex.join(["toolkit", "gate", *map(str, paths), "--baseline", str(file), "--update"])
-        raise UsageError(f"there is no baseline {file}", hint=f"Write it and commit it: {typed}")
-    return Against(read_baseline(file) if file.exists() else Baseline(), file, tolerances, accept=update)
+    if file is not None:
+        return against_file(file, tolerance, accept=update)
+    if update or tolerance:
+        raise UsageError("--update and --tolerance are for a baseline", hint="Give --baseline drift-baseline.json.")
+    return Against()
 
 
 def _choices(place: Path, temporary: bool, on_cpu: bool, offline: bool, trust_remote_code: bool) -> Choices:

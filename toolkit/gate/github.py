@@ -12,21 +12,17 @@ __all__ = ["markdown", "workflow_commands"]
 
 
 def workflow_commands(result: Result) -> list[str]:
-    """A workflow command for each failure, improvement and warning.
+    """One annotation a subject for its failures, improvements and notes each: GitHub shows ten of a kind in a step.
 
     Files are named from GITHUB_WORKSPACE, where that is set and they are inside, else as they were given.
     """
     lines = []
     for outcome in result.outcomes:
-        title = f"toolkit gate: {outcome.subject}"
-        lines += [_command("error", title, said, outcome) for said in outcome.failures]
-        lines += [_command("notice", title, said, outcome) for said in outcome.better]
-        lines += [_command("warning", title, said, outcome) for said in outcome.notes]
-    lines += [
-        _command("warning", "toolkit gate", f"{subject} is in the baseline but was not run")
-        for subject in result.not_run
-    ]
-    return lines
+        for kind, told in (("error", outcome.failures), ("notice", outcome.better), ("warning", outcome.notes)):
+            if told:
+                lines.append(_command(kind, f"toolkit gate: {outcome.subject}", "\n".join(told), outcome))
+    not_run = [f"{subject} is in the baseline but was not run" for subject in result.not_run]
+    return [*lines, *([_command("warning", "toolkit gate", "\n".join(not_run))] if not_run else [])]
 
 
 def markdown(result: Result) -> str:

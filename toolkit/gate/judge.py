@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from toolkit.drift.gates import OUTPUT_BOUNDS, TASK_BOUNDS, Bound
 from toolkit.gate.record import Artefact, Metrics, Operators, Record, StageRecord
@@ -24,6 +23,14 @@ class Finding:
     check: CheckName
     sentence: str
     worse: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class _Move:
+    """One number beyond its tolerance, in words."""
+
+    worse: bool
+    said: str
 
 
 def compare(
@@ -73,48 +80,51 @@ def _outputs(
 
 
 def _metrics(
-    check: Literal["drift", "task"],
-    owner: str,
-    now: Metrics,
-    before: Metrics,
-    bounds: tuple[Bound, ...],
-    limits: Tolerances,
+    check: CheckName, owner: str, now: Metrics, before: Metrics, bounds: tuple[Bound, ...], limits: Tolerances
 ) -> Iterator[Finding]:
     rounding = all(metrics.get("sqnr_db", 0.0) >= ROUNDING_DB for metrics in (now, before))
+    moves = []
     for bound in bounds:
         if (bound.metric in now) != (bound.metric in before):
             there = "in the baseline only" if bound.metric in before else "not in the baseline"
             yield Finding(check, f"{owner}: {bound.title} is {there}")
         elif bound.metric in now and not (rounding and bound.key in ("relative_l2", "max_abs")):
             key = "sqnr_fp32" if rounding and bound.key == "sqnr" else bound.key
-            yield from _changed(check, owner, replace(bound, key=key), now[bound.metric], before[bound.metric], limits)
+            moves.append(_move(replace(bound, key=key), now[bound.metric], before[bound.metric], limits))
+    yield from _sided(check, owner, moves)
 
 
-def _changed(
-    check: CheckName, owner: str, bound: Bound, now: float, before: float, limits: Tolerances
-) -> Iterator[Finding]:
+def _sided(check: CheckName, owner: str, moves: Iterable[_Move | None]) -> Iterator[Finding]:
+    """One finding of all that is worse, one of all that is better."""
+    found = [move for move in moves if move is not None]
+    for worse, word in ((True, "worse"), (False, "better")):
+        said = [move.said for move in found if move.worse == worse]
+        if said:
+            yield Finding(check, f"{owner} is {word} than the baseline: {'; '.join(said)}", worse)
+
+
+def _move(bound: Bound, now: float, before: float, limits: Tolerances) -> _Move | None:
     limit, tolerance = limits[bound.key], DEFAULTS[bound.key]
     if limit is None:
-        return
+        return None
     left, right = (min(value, FLOAT32_DB) if bound.metric == "sqnr_db" else value for value in (now, before))
     # Rounded, since 44.2 - 43.7 is a little more than 0.5 in binary.
     worse = round(right - left if bound.sense == "min" else left - right, 12)
     if abs(worse) <= tolerance.amount(limit, right):
-        return
-    direction = "worse" if worse > 0 else "better"
-    yield Finding(
-        check,
-        f"{owner}: {bound.title} {now:.8g}{bound.unit} is {direction} than the baseline's {before:.8g}{bound.unit} "
-        f"(tolerance {tolerance.words(limit)})",
-        worse=worse > 0,
-    )
+        return None
+    values = f"{bound.title} {_number(now)}{bound.unit}, was {_number(before)}{bound.unit}"
+    return _Move(worse > 0, f"{values} (tolerance {tolerance.words(limit)})")
+
+
+def _number(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.8g}"
 
 
 def _artefact(now: Artefact, before: Artefact, limits: Tolerances) -> Iterator[Finding]:
-    size = Bound("size", "", "", "the size", "max", 0, 0, " bytes")
-    nodes = Bound("nodes", "", "", "the number of nodes", "max", 0, 0)
-    yield from _changed("size", "artefact", size, now.bytes, before.bytes, limits)
-    yield from _changed("operators", "graph", nodes, now.operators.nodes, before.operators.nodes, limits)
+    size = Bound("size", "", "", "size", "max", 0, 0, " bytes")
+    nodes = Bound("nodes", "", "", "nodes", "max", 0, 0)
+    yield from _sided("size", "what ships", [_move(size, now.bytes, before.bytes, limits)])
+    yield from _sided("operators", "the graph", [_move(nodes, now.operators.nodes, before.operators.nodes, limits)])
     yield from _operators(now.operators, before.operators)
     if now.engine != before.engine:
         worse = _ENGINE.index(now.engine) < _ENGINE.index(before.engine)
@@ -134,4 +144,4 @@ def _operators(now: Operators, before: Operators) -> Iterator[Finding]:
 
 def _lost(what: str, now: int, before: int) -> Iterator[Finding]:
     if now != before:
-        yield Finding("operators", f"graph: {now} {what}, the baseline has {before}", worse=now < before)
+        yield Finding("operators", f"the graph has {now} {what}, in the baseline {before}", worse=now < before)

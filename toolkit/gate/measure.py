@@ -25,7 +25,7 @@ from toolkit.target import parse_target
 if TYPE_CHECKING:
     from toolkit.recipe.document import Recipe
 
-__all__ = ["Choices", "Job", "Measured", "jobs_of", "measure"]
+__all__ = ["Choices", "Job", "Measured", "jobs_of", "measure", "sources_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +88,20 @@ def measure(job: Job, choices: Choices, watch: Watch) -> Iterator[Measured]:
         yield from _exported(job.made, job.subjects, watch)
 
 
+def sources_of(path: Path) -> list[Source]:
+    """The targets of a recipe, or that of a bundle's folder. Raises UsageError where it is neither."""
+    if path.is_dir():
+        return [Source(path, path / MANIFEST, 1, name_of(open_bundle(path).manifest)[1])]
+    return _sources(path, read_recipe(path))
+
+
+def _sources(path: Path, recipe: Recipe) -> list[Source]:
+    return [Source(path, path, line_of(path, "targets", index), text) for index, text in enumerate(recipe.targets)]
+
+
 def _recipe_job(path: Path, choices: Choices) -> Job:
     recipe = read_recipe(path)
-    sources = [Source(path, path, line, target) for target, line in _target_lines(path, recipe)]
+    sources = _sources(path, recipe)
     request = request_of(
         recipe,
         folder=path.parent,
@@ -105,11 +116,6 @@ def _recipe_job(path: Path, choices: Choices) -> Job:
         return Job({f"{path.stem}-{source.target}": source for source in sources}, _known(error))
     by_target = {parse_target(source.target): source for source in reversed(sources)}
     return Job({planned.folder(target).name: by_target[target] for target in planned.targets}, planned)
-
-
-def _target_lines(path: Path, recipe: Recipe) -> Iterator[tuple[str, int]]:
-    for index, target in enumerate(recipe.targets):
-        yield target, line_of(path, "targets", index)
 
 
 def _bundle_job(path: Path) -> Job:

@@ -8,16 +8,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from toolkit.errors import DriftError, ToolkitError
-from toolkit.gate.baseline import Baseline
+from toolkit.errors import DriftError, ToolkitError, UsageError
+from toolkit.gate.baseline import Baseline, read_baseline
 from toolkit.gate.judge import Finding, compare, library_changes
 from toolkit.gate.measure import Choices, Job, Measured, jobs_of, measure
 from toolkit.gate.record import Record, stages_of
 from toolkit.gate.result import CHECKS, Check, CheckName, Outcome, Result, Source
-from toolkit.gate.tolerance import Tolerances
+from toolkit.gate.tolerance import Tolerances, parse_tolerances
 from toolkit.progress import Watch
 
-__all__ = ["Against", "accepted", "judge_job", "run"]
+__all__ = ["Against", "accepted", "against_file", "judge_job", "run"]
 
 _NO_BASELINE = "no --baseline was given"
 
@@ -33,6 +33,17 @@ class Against:
     file: Path | None = None
     tolerances: Tolerances = field(default_factory=dict)
     accept: bool = False
+
+
+def against_file(file: Path, tolerance: str = "", *, accept: bool = False) -> Against:
+    """The baseline in that file, an empty one if it is to be written. Raises UsageError for what is not right."""
+    tolerances = parse_tolerances(tolerance)
+    if not file.exists() and not accept:
+        raise UsageError(
+            f"there is no baseline {file}",
+            hint=f"Write it and commit it: toolkit gate RECIPE... --baseline {shlex.quote(str(file))} --update",
+        )
+    return Against(read_baseline(file) if file.exists() else Baseline(), file, tolerances, accept)
 
 
 def run(paths: Sequence[Path], choices: Choices, against: Against, watch: Watch) -> Result:
