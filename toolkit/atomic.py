@@ -67,9 +67,13 @@ def scratch(target: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a UTF-8 file that is all there or as it was before. Raises UsageError where it cannot be written."""
+    """Write a UTF-8 file that is all there or as it was before, and the folders that lead to it.
+
+    Raises UsageError where it cannot be written.
+    """
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_text(text, encoding="utf-8")
         _sync_one(partial)
         partial.replace(path)
@@ -77,7 +81,8 @@ def write_whole(path: Path, text: str) -> None:
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror or error}", hint="Give another file.") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
 
 
 @contextmanager

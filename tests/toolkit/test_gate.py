@@ -184,6 +184,7 @@ def test_a_failing_stage_and_a_forged_bundle_end_no_other_and_the_worst_code_win
         (("tiny", "tiny"), "are both tiny-ort-cpu-fp32"),
         (("nothing.yaml",), "cannot read nothing.yaml"),
         (("tiny", "--baseline", "broken.json"), "not a valid drift baseline"),
+        (("tiny", "--baseline", "b.json/x.json", "--update"), "cannot write b.json/x.json"),
     ],
 )
 def test_wrong_input_is_refused_before_any_work(tiny, arguments, message):

@@ -134,8 +134,8 @@ def _artefact(now: Artefact, before: Artefact, limits: Tolerances) -> Iterator[F
 def _operators(now: Operators, before: Operators) -> Iterator[Finding]:
     yield from _lost("fused attention nodes", sum(now.attention.values()), sum(before.attention.values()))
     yield from _lost("quantized Linears", sum(now.quantized.values()), sum(before.quantized.values()))
-    for name in before.fused:
-        yield from _lost(f"fused {name}", now.fused.get(name, 0), before.fused[name])
+    for name in {**before.fused, **now.fused}:
+        yield from _lost(f"fused {name}", now.fused.get(name, 0), before.fused.get(name, 0))
     for architecture, counts in before.engines.items():
         built = now.engines.get(architecture, {})
         for name, count in counts.items():

@@ -48,7 +48,7 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
         for path in paths:
             file = GateFile.from_parent(session, path=path.resolve(), given=path, gate=gate)
             found = list(file.collect())
-            file.ihook.pytest_collectreport(report=pytest.CollectReport(file.nodeid, "passed", None, found))
+            file.ihook.pytest_collectreport(report=pytest.CollectReport(file.nodeid, "passed", None, [*found]))
             items.extend(found)
     except ToolkitError as error:
         raise pytest.UsageError(f"{error}\n{error.hint}".rstrip()) from error

@@ -40,9 +40,9 @@ def tell(result: Result, against: Against, reports: Reports) -> int:
     else:
         _print(result, against, recorded)
     if reports.junit:
-        _write(reports.junit, junit_xml(result))
+        write_whole(reports.junit, junit_xml(result))
     if reports.summary:
-        _write(reports.summary, markdown(result))
+        write_whole(reports.summary, markdown(result))
     if step := os.environ.get("GITHUB_STEP_SUMMARY"):
         _append(Path(step), markdown(result))
     if reports.github or os.environ.get("GITHUB_ACTIONS"):
@@ -57,7 +57,6 @@ def _record(result: Result, against: Against) -> list[str] | None:
         return None
     after = merged(against.baseline, accepted(result), against.tolerances)
     if after != against.baseline or not against.file.exists():
-        against.file.parent.mkdir(parents=True, exist_ok=True)
         write_baseline(after, against.file)
     return changes(against.baseline, after)
 
@@ -108,14 +107,6 @@ def _subject(outcome: Outcome) -> dict[str, Any]:
         "artefact": outcome.artefact.model_dump(mode="json") if outcome.artefact else None,
         "baseline": before,
     }
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}", hint="Give another file.") from error
-    write_whole(path, text)
 
 
 def _append(path: Path, text: str) -> None:
