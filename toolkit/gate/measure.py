@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from toolkit.bundle.check import check
 from toolkit.bundle.manifest import CHECK, MANIFEST
 from toolkit.bundle.read import Bundle, open_bundle, report
 from toolkit.bundle.write import library_versions
+from toolkit.cli import known_error
 from toolkit.drift.report import DriftReport
 from toolkit.errors import DriftError, StageError, ToolkitError, UsageError
 from toolkit.gate.record import Record, artefact_of, name_of, stages_of
@@ -174,8 +176,9 @@ def _failed(subject: str, source: Source, error: Exception) -> Measured:
 
 
 def _known(error: Exception) -> ToolkitError:
-    if isinstance(error, ToolkitError):
-        return error
-    unexpected = StageError("gate", f"unexpected {type(error).__name__}: {error}", hint="This is a bug of the toolkit.")
-    unexpected.__cause__ = error
-    return unexpected
+    known = known_error(error)
+    if known is None:
+        known = StageError("gate", f"unexpected {type(error).__name__}: {error}", hint="This is a bug of the toolkit.")
+        known.__cause__ = error
+        traceback.print_exception(error)
+    return known
