@@ -69,7 +69,8 @@ def jobs_of(paths: Sequence[Path], choices: Choices) -> list[Job]:
     jobs = [_bundle_job(path) if path.is_dir() else _recipe_job(path, choices) for path in paths]
     seen: dict[str, Source] = {}
     for job in jobs:
-        for subject, source in job.subjects.items():
+        # What cannot be planned has no model's name yet, so its subject's name may be another's by chance.
+        for subject, source in job.subjects.items() if not isinstance(job.made, ToolkitError) else ():
             if subject in seen:
                 raise UsageError(
                     f"{seen[subject].path} and {source.path} are both {subject}",
@@ -93,7 +94,7 @@ def measure(job: Job, choices: Choices, watch: Watch) -> Iterator[Measured]:
 def sources_of(path: Path) -> list[Source]:
     """The targets of a recipe, or that of a bundle's folder. Raises UsageError where it is neither."""
     if path.is_dir():
-        return [Source(path, path / MANIFEST, 1, name_of(open_bundle(path).manifest)[1])]
+        return list(_bundle_job(path).subjects.values())
     return _sources(path, read_recipe(path))
 
 
@@ -131,11 +132,17 @@ def _exported(planned: Plan, subjects: dict[str, Source], watch: Watch) -> Itera
 
     for target, made in export_each(planned, watch).items():
         subject = planned.folder(target).name
-        if isinstance(made, Exception):
-            yield _failed(subject, subjects[subject], made)
-        else:
-            bundle = open_bundle(made)
-            yield _whole(subject, subjects[subject], bundle, report(bundle), bundle.manifest.libraries)
+        yield _made(subject, subjects[subject], made)
+
+
+def _made(subject: str, source: Source, made: Path | Exception) -> Measured:
+    if isinstance(made, Exception):
+        return _failed(subject, source, made)
+    try:
+        bundle = open_bundle(made)
+        return _whole(subject, source, bundle, report(bundle), bundle.manifest.libraries)
+    except Exception as error:
+        return _failed(subject, source, error)
 
 
 def _checked(bundle: Bundle, choices: Choices, watch: Watch, subject: str, source: Source) -> Measured:
