@@ -37,7 +37,7 @@ def git(folder, *arguments):
 
 
 def commit(folder, message):
-    git(folder, "add", "--all")
+    git(folder, "add", "recipes", "drift-baseline.json")
     git(folder, "commit", "--quiet", "--message", message)
 
 
