@@ -87,3 +87,20 @@ def _fetched(name: str) -> Path:
         pytest.skip(f"{name} is not here: run python scripts/fetch_models.py")
     json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return folder
+
+
+@pytest.fixture(scope="session")
+def gated_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a recipe of vit-digits in int8, its bundle, and the baseline that `toolkit gate` wrote."""
+    from click.testing import CliRunner
+
+    from toolkit.cli import main
+
+    folder = tmp_path_factory.mktemp("gated")
+    (folder / "recipes").mkdir()
+    recipe = folder / "recipes" / "digits.yaml"
+    recipe.write_text("version: 1\nmodel: vit-digits\ntargets:\n- ort-cpu-int8\n", encoding="utf-8")
+    places = ["--baseline", str(folder / "drift-baseline.json"), "--output", str(folder / "bundles")]
+    result = CliRunner().invoke(main, ["gate", str(recipe), *places, "--update"])
+    assert result.exit_code == 0, result.output
+    return folder

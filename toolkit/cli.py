@@ -27,7 +27,7 @@ import toolkit
 from toolkit import disk
 from toolkit.errors import MissingDependencyError, StageError, ToolkitError, UsageError
 
-__all__ = ["CommandFolder", "json_requested", "library_messages", "main"]
+__all__ = ["CommandFolder", "json_requested", "known_error", "library_messages", "main"]
 
 INTERRUPTED = 130
 _JSON = "toolkit.json"
@@ -115,7 +115,7 @@ class CommandFolder(click.Group):
         except (click.exceptions.Exit, click.Abort):
             raise
         except Exception as error:
-            known = _known(error)
+            known = known_error(error)
             if known is None:
                 raise
             _report(known, as_json=ctx.meta[_JSON])
@@ -177,7 +177,7 @@ def _unknown_command(name: str, known: list[str]) -> UsageError:
     return UsageError(f"unknown command '{name}'", hint=f"{nearest(name, known)}Commands: {', '.join(known)}.")
 
 
-def _known(error: Exception) -> ToolkitError | None:
+def known_error(error: Exception) -> ToolkitError | None:
     """The error as the design has it, or None for a bug of ours."""
     if disk.is_full(error):
         return _full_disk(error) if not isinstance(error, ToolkitError) else _as_stage(error)

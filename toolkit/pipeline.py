@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from toolkit.plan import Plan
 from toolkit.progress import Silent, Watch
 from toolkit.stages import Stages
 
-__all__ = ["export"]
+if TYPE_CHECKING:
+    from toolkit.reference import Reference
+    from toolkit.target import Target
+    from toolkit.types import ExportedGraph
+
+__all__ = ["export", "export_each"]
 
 
 def export(plan: Plan, watch: Watch | None = None) -> tuple[Path, ...]:
@@ -19,10 +25,29 @@ def export(plan: Plan, watch: Watch | None = None) -> tuple[Path, ...]:
     """
     with Stages.open(plan, watch or Silent()) as line:
         reference, exported = line.from_pytorch()
-        for target in plan.targets:
-            quantized = line.quantize(exported, reference, target)
-            lowered = line.lower(quantized, target)
-            engine = line.build(lowered, target)
-            report = line.verify(reference, engine, target)
-            line.bundle(engine, report, reference, target)
-    return tuple(plan.folder(target) for target in plan.targets)
+        return tuple(_to_target(line, reference, exported, target) for target in plan.targets)
+
+
+def export_each(plan: Plan, watch: Watch | None = None) -> dict[Target, Path | Exception]:
+    """As `export`, but what one target's run raises is its answer, and the others run all the same."""
+    try:
+        with Stages.open(plan, watch or Silent()) as line:
+            reference, exported = line.from_pytorch()
+            return {target: _attempted(line, reference, exported, target) for target in plan.targets}
+    except Exception as error:  # what all targets share failed
+        return dict.fromkeys(plan.targets, error)
+
+
+def _to_target(line: Stages, reference: Reference, exported: ExportedGraph, target: Target) -> Path:
+    quantized = line.quantize(exported, reference, target)
+    lowered = line.lower(quantized, target)
+    engine = line.build(lowered, target)
+    report = line.verify(reference, engine, target)
+    return line.bundle(engine, report, reference, target)
+
+
+def _attempted(line: Stages, reference: Reference, exported: ExportedGraph, target: Target) -> Path | Exception:
+    try:
+        return _to_target(line, reference, exported, target)
+    except Exception as error:
+        return error

@@ -12,11 +12,20 @@ from toolkit.errors import DriftError, UsageError
 from toolkit.plugins import nearest
 from toolkit.types import Gate
 
-__all__ = ["check", "describe", "judge", "parse_gate", "raise_if_failed"]
+__all__ = [
+    "OUTPUT_BOUNDS",
+    "TASK_BOUNDS",
+    "Bound",
+    "check",
+    "describe",
+    "judge",
+    "parse_gate",
+    "raise_if_failed",
+]
 
 
 @dataclass(frozen=True, slots=True)
-class _Bound:
+class Bound:
     """`key` on the command line, `bound` in Gate, `metric` in the report; `lowest` to `highest` is sane."""
 
     key: str
@@ -29,20 +38,20 @@ class _Bound:
     unit: str = ""
 
 
-_OUTPUT = (
-    _Bound("sqnr", "min_sqnr_db", "sqnr_db", "SQNR", "min", -math.inf, math.inf, " dB"),
-    _Bound("cosine", "min_cosine", "cosine", "cosine", "min", -1, 1),
-    _Bound("relative_l2", "max_relative_l2", "relative_l2", "relative L2", "max", 0, math.inf),
-    _Bound("max_abs", "max_abs", "max_abs", "max abs", "max", 0, math.inf),
+OUTPUT_BOUNDS = (
+    Bound("sqnr", "min_sqnr_db", "sqnr_db", "SQNR", "min", -math.inf, math.inf, " dB"),
+    Bound("cosine", "min_cosine", "cosine", "cosine", "min", -1, 1),
+    Bound("relative_l2", "max_relative_l2", "relative_l2", "relative L2", "max", 0, math.inf),
+    Bound("max_abs", "max_abs", "max_abs", "max abs", "max", 0, math.inf),
 )
-_TASK = (
-    _Bound("accuracy_drop", "max_accuracy_drop", "accuracy_drop", "accuracy drop", "max", 0, 100, " points"),
-    _Bound("top1", "min_top1_agreement", "top1_agreement", "top-1 agreement", "min", 0, 1),
-    _Bound("perplexity_ratio", "max_perplexity_ratio", "perplexity_ratio", "perplexity ratio", "max", 0, math.inf),
-    _Bound("kl", "max_kl", "kl", "KL", "max", 0, math.inf, " nats"),
-    _Bound("overlap", "min_overlap_at_10", "overlap_at_10", "overlap@10", "min", 0, 1),
+TASK_BOUNDS = (
+    Bound("accuracy_drop", "max_accuracy_drop", "accuracy_drop", "accuracy drop", "max", 0, 100, " points"),
+    Bound("top1", "min_top1_agreement", "top1_agreement", "top-1 agreement", "min", 0, 1),
+    Bound("perplexity_ratio", "max_perplexity_ratio", "perplexity_ratio", "perplexity ratio", "max", 0, math.inf),
+    Bound("kl", "max_kl", "kl", "KL", "max", 0, math.inf, " nats"),
+    Bound("overlap", "min_overlap_at_10", "overlap_at_10", "overlap@10", "min", 0, 1),
 )
-_ALL = {bound.key: bound for bound in (*_OUTPUT, *_TASK)}
+_ALL = {bound.key: bound for bound in (*OUTPUT_BOUNDS, *TASK_BOUNDS)}
 
 
 def parse_gate(text: str, base: Gate) -> Gate:
@@ -115,7 +124,7 @@ def _broken(owner: str, measured: OutputDrift | TaskDrift, gate: Gate) -> Iterat
     if measured.failure:
         yield f"{owner} {measured.failure}"
         return
-    for bound in _OUTPUT if isinstance(measured, OutputDrift) else _TASK:
+    for bound in OUTPUT_BOUNDS if isinstance(measured, OutputDrift) else TASK_BOUNDS:
         value, limit = getattr(measured, bound.metric), getattr(gate, bound.bound)
         if value is None or limit is None or _holds(bound, value, limit):
             continue
@@ -124,7 +133,7 @@ def _broken(owner: str, measured: OutputDrift | TaskDrift, gate: Gate) -> Iterat
         yield f"{owner}: {bound.title} {shown}{bound.unit} is {side} the gate's {allowed}{bound.unit}"
 
 
-def _holds(bound: _Bound, value: float, limit: float) -> bool:
+def _holds(bound: Bound, value: float, limit: float) -> bool:
     return value >= limit if bound.sense == "min" else value <= limit
 
 
@@ -133,7 +142,7 @@ def _distinct(value: float, limit: float) -> tuple[str, str]:
     return short if short[0] != short[1] else (repr(value), repr(limit))
 
 
-def _value(bound: _Bound, text: str) -> float | None:
+def _value(bound: Bound, text: str) -> float | None:
     if text == "off":
         return None
     try:
