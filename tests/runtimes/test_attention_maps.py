@@ -60,8 +60,7 @@ def test_values_weighted_by_the_map_are_what_the_graph_answers(features, runtime
         np.testing.assert_allclose(weighted[:, attends], got[:, attends], rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("lengths", [None, [2, 7, 1]], ids=str)
-@pytest.mark.parametrize("past", [0, 9])
+@pytest.mark.parametrize(("past", "lengths"), [(0, None), (9, [2, 7, 1])])
 @pytest.mark.parametrize(
     "features",
     [
