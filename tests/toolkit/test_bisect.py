@@ -105,9 +105,9 @@ def test_what_the_recipe_excludes_stays_excluded(bench):
 def test_a_ranking_saves_attempts_and_changes_no_answer(both, bench):
     guilty = ["vit.layernorm", *HARMFUL, "vit.layers.3.mlp.fc2"]
     ranked = bisect(bench, TARGET, ranking=guilty)
-    misled = bisect(bench, TARGET, ranking=[f"vit.layers.{layer}.mlp.fc1" for layer in range(4)])
+    misled = bisect(bench, TARGET, ranking=["vit.layers.1.mlp.fc1"])
     assert ranked.excluded == misled.excluded == both[0].excluded
-    assert len(ranked.attempts) <= len(misled.attempts)
+    assert len(ranked.attempts) < len(misled.attempts)
 
 
 def test_nothing_is_searched_where_the_gate_holds(bench):
