@@ -14,8 +14,9 @@ from quantize.block_nodes import Rounded, held, rounded, scaled
 from quantize.blocks import Blocks, Grid, codes, dequantize, refine, scales
 from quantize.gptq import Hessian, gptq
 from quantize.linears import find_linears
-from quantize.nodes import map_tensor
+from quantize.nodes import map_tensor, module_path
 from quantize.packed import carry
+from quantize.scaled import note_divided
 from quantize.sequential import walk
 from quantize.smoothing import Group, find_groups
 from quantize.smoothing_fold import Fold, find_fold
@@ -49,8 +50,9 @@ def round_by_data(
     nodes = {node for weight in weights for node in weight.readers}
     groups = find_groups(linear for linear in find_linears(model.graph) if linear.node in nodes)
     walk(model, groups, calibration, work.round_group)
-    for fold, factor in work.folds:
+    for fold, factor, readers in work.folds:
         fold.apply(model.graph, np.reciprocal(factor))
+        note_divided(model.graph, "in", readers, factor)
     return work.made, len(work.folds)
 
 
@@ -59,7 +61,7 @@ class _Work:
 
     def __init__(self, graph: ir.Graph, weights: Sequence[Weight], scale_inputs: bool) -> None:
         self.made: dict[Weight, Rounded] = {}
-        self.folds: list[tuple[Fold, Array]] = []
+        self.folds: list[tuple[Fold, Array, tuple[str, ...]]] = []
         self._graph = graph
         self._weights = {weight.value: weight for weight in weights}
         self._scale_inputs = scale_inputs
@@ -95,7 +97,7 @@ class _Work:
             return None
         factor = choose_factor([weight.read(np.copy) for weight in weights], hessian, grid)
         if factor is not None:
-            self.folds.append((fold, factor))
+            self.folds.append((fold, factor, tuple(module_path(linear.node) for linear in group.linears)))
         return factor
 
 

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from quantize.arithmetic import channel_absmax
 from quantize.calibration import Channels
 from quantize.linears import Linear, add_initializer
-from quantize.nodes import map_tensor, new_node, unused_name
+from quantize.nodes import map_tensor, module_path, new_node, unused_name
+from quantize.scaled import note_divided
 from quantize.smoothing_fold import Fold, find_fold, rescale
 from toolkit.types import Step
 
@@ -104,6 +105,7 @@ def smooth(
         fold = _fold(group)
         if fold is not None:
             fold.apply(graph, np.reciprocal(divisor))
+            _note(graph, fold, group, divisor)
         else:
             renamed[name] = str(_multiply(graph, group, np.reciprocal(divisor)).name)
         counts[fold.kind if fold is not None else "mul"] += 1
@@ -114,6 +116,12 @@ def smooth(
 
 def _fold(group: Group) -> Fold | None:
     return find_fold(group.activation, group.width, {linear.node for linear in group.linears})
+
+
+def _note(graph: ir.Graph, fold: Fold, group: Group, divisor: NDArray[np.float32]) -> None:
+    note_divided(graph, "in", dict.fromkeys(module_path(linear.node) for linear in group.linears), divisor)
+    if fold.kind == "value":
+        note_divided(graph, "out", [module_path(fold.places[0][0])], divisor)
 
 
 def _multiply(graph: ir.Graph, group: Group, factor: NDArray[np.float32]) -> ir.Value:

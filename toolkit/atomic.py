@@ -1,4 +1,4 @@
-"""Publishing a folder: it appears whole or not at all, and one writer at a time."""
+"""Publishing a folder or a file: it appears whole or not at all, and a folder has one writer at a time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from toolkit import disk
 from toolkit.errors import UsageError
 
-__all__ = ["publish", "scratch"]
+__all__ = ["publish", "scratch", "write_whole"]
 
 Replace = Callable[[Path], bool] | bool
 
@@ -64,6 +64,20 @@ def scratch(target: Path) -> Iterator[Path]:
         yield work
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a UTF-8 file that is all there or as it was before. Raises UsageError where it cannot be written."""
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        _sync_one(partial)
+        partial.replace(path)
+        _sync_one(path.parent)
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror or error}", hint="Give another file.") from error
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 @contextmanager

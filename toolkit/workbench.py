@@ -19,13 +19,41 @@ from toolkit.reference import Reference
 from toolkit.stages import sample_of
 
 if TYPE_CHECKING:
+    from torch.nn import Module
+
     from toolkit.drift.report import StageDrift
     from toolkit.plan import Plan
     from toolkit.recipe.document import Quantization
     from toolkit.target import Target
-    from toolkit.types import Calibration, Engine, ExportedGraph, LoweredGraph, QuantizedGraph
+    from toolkit.types import Calibration, Engine, ExportedGraph, LoweredGraph, QuantizedGraph, Samples, Tensors
 
-__all__ = ["Attempt", "Workbench"]
+__all__ = ["Attempt", "Workbench", "export_module", "quantize_graph"]
+
+
+def export_module(module: Module, plan: Plan, golden: tuple[Tensors, ...], folder: Path) -> ExportedGraph:
+    """The module as its canonical graph in `folder`, by what the plan says. Raises as the export stage does."""
+    from exporters.torch_export import export
+
+    request = plan.request
+    return export(
+        module,
+        plan.spec,
+        sample_of(golden, plan.spec),
+        folder,
+        opset=request.opset or DEFAULT_OPSET,
+        allow_unfused=request.allow_unfused,
+    )
+
+
+def quantize_graph(
+    exported: ExportedGraph, plan: Plan, target: Target, folder: Path, samples: Samples
+) -> QuantizedGraph:
+    """The graph in the target's precision, by the plan's recipe; `samples` are read where the recipe measures."""
+    from quantize import quantize
+
+    recipe = plan.recipe(target)
+    calibration = samples() if recipe.calibration != "none" else None
+    return quantize(exported, target.scheme, calibration, folder, packed_weights(plan.spec), recipe)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +88,6 @@ class Workbench:
         """Load, run and export the model; everything made goes with the block. `folder` is where, the system's own by
         default. Raises as the line's own stages do.
         """
-        from exporters.torch_export import export
-
         with tempfile.TemporaryDirectory(prefix="toolkit-", dir=folder) as place:
             work = Path(place)
             with watch.stage("load") as row:
@@ -71,14 +97,7 @@ class Workbench:
                 reference = Reference.of(module, plan, work)
                 row.said = reference.ran_on
             with watch.stage("export"):
-                exported = export(
-                    module,
-                    plan.spec,
-                    sample_of(reference.golden, plan.spec),
-                    work / "export",
-                    opset=plan.request.opset or DEFAULT_OPSET,
-                    allow_unfused=plan.request.allow_unfused,
-                )
+                exported = export_module(module, plan, reference.golden, work / "export")
             del module
             gc.collect()
             yield cls(plan, reference, exported, work)
@@ -90,15 +109,11 @@ class Workbench:
 
     def attempt(self, target: Target, quantization: Quantization) -> Attempt:
         """Take the canonical graph to the target with these changes to its scheme's recipe, and measure the result."""
-        from quantize import quantize
-
         self._count += 1
         folder = self.work / f"attempt-{self._count}"
         plan = replace(self.plan, request=replace(self.plan.request, recipe=quantization))
-        recipe, runtime, options = plan.recipe(target), plugins.runtime(target.runtime), plan.request.options
-        calibration = self.calibration if recipe.calibration != "none" else None
-        packed = packed_weights(plan.spec)
-        quantized = quantize(self.exported, target.scheme, calibration, folder / "quantize", packed, recipe)
+        runtime, options = plugins.runtime(target.runtime), plan.request.options
+        quantized = quantize_graph(self.exported, plan, target, folder / "quantize", lambda: self.calibration)
         lowered = runtime.lower(quantized, folder / "lower", lambda: self.calibration, options)
         engine = runtime.build(lowered, options)
         drift = self.reference.engine_drift(engine, target, plan)

@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from runtimes._onnxruntime.failures import as_stage_error
 from runtimes._onnxruntime.feeds import check_feeds, spec_of
 from runtimes._onnxruntime.kernels.register import register_kernels
-from runtimes._onnxruntime.operators import contents
+from runtimes._onnxruntime.operators import Contents, contents
 from runtimes._onnxruntime.saturation import int8_products_saturate, quantizes_activations
 from runtimes._onnxruntime.source import WEIGHTS_FOLDER, source_of
 from toolkit.errors import StageError, UnsupportedError, UsageError
 from toolkit.types import Tensors
 
-__all__ = ["CPU", "Chain", "OrtSession", "physical_cores"]
+__all__ = ["CPU", "Chain", "OrtSession", "physical_cores", "session_options"]
 
 CPU = "CPUExecutionProvider"
 
@@ -62,17 +62,10 @@ class OrtSession:
         names = [name for name, _ in chain]
         _check_request(path, names, threads)
         self._subject = path.name
-        options = _options(names[0], threads)
+        held = contents(path)
+        options, own = session_options(held, names[0], threads)
         if strict:
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        held = contents(path)
-        called = held.operators
-        if quantizes_activations(called) and int8_products_saturate():
-            options.add_session_config_entry("session.x64quantprecision", "1")
-        if held.turns_integers:
-            # Without it, 1.32 turns int8 into uint8 halfway and then refuses its own graph (onnxruntime#25526).
-            options.add_session_config_entry("session.qdqisint8allowed", "1")
-        own = register_kernels(options, called) if names[0] == CPU else ""
         providers = [(name, dict(given)) for name, given in chain]
         with as_stage_error("session", f"cannot open {path}"):
             source = source_of(path, held, on_cpu=names[0] == CPU, rounded=rounded)
@@ -120,6 +113,17 @@ class OrtSession:
     def _require_open(self) -> None:
         if self._session is None:
             raise UsageError(f"the session of {self._subject} is closed", hint="Open it again.")
+
+
+def session_options(held: Contents, provider: str, threads: int | None = None) -> tuple[ort.SessionOptions, str]:
+    """How a graph with these contents is opened on that provider, and what to say of our own kernels in it."""
+    options = _options(provider, threads)
+    if quantizes_activations(held.operators) and int8_products_saturate():
+        options.add_session_config_entry("session.x64quantprecision", "1")
+    if held.turns_integers:
+        # Without it, 1.32 turns int8 into uint8 halfway and then refuses its own graph (onnxruntime#25526).
+        options.add_session_config_entry("session.qdqisint8allowed", "1")
+    return options, register_kernels(options, held.operators) if provider == CPU else ""
 
 
 def physical_cores() -> int:

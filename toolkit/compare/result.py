@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from toolkit.atomic import write_whole
 from toolkit.document import Frozen, read_document
 from toolkit.drift.report import Metric
 
@@ -19,6 +20,7 @@ __all__ = [
     "ModuleDrift",
     "StageModules",
     "read_comparison",
+    "write_comparison",
 ]
 
 SCHEMA_VERSION = 1
@@ -117,6 +119,11 @@ class Comparison(Frozen):
     stages: tuple[StageModules, ...] = ()
     skipped: dict[str, str] = Field(default_factory=dict)
     error: Histogram | None = None
+
+
+def write_comparison(comparison: Comparison, path: Path) -> None:
+    """Write the comparison as indented JSON, infinities as text. Raises UsageError where the file cannot be written."""
+    write_whole(path, comparison.model_dump_json(indent=2) + "\n")
 
 
 def read_comparison(path: Path) -> Comparison:
