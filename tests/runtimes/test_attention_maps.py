@@ -20,7 +20,7 @@ def llama(tmp_path_factory):
 
 def probabilities(path, feeds, folder):
     """The maps of each attention of a graph, by row."""
-    graph = GraphAttention(path, folder / "graph")
+    graph = GraphAttention(path)
     assert graph.unread == {}
     calls = graph.calls(feeds, folder / "calls")
     return [[head_maps(call, row) for row in range(call.rows)] for call in calls.values()]

@@ -22,7 +22,7 @@ from model_zoo import resolve
 from runtimes.ort_cpu import RUNTIME as ORT_CPU
 from runtimes.trt import RUNTIME as TRT
 from toolkit import plugins
-from toolkit.compare.attention import attention_drift, attention_pictures, worst_heads
+from toolkit.compare.attention import RecordedAttention, attention_drift, attention_pictures, worst_heads
 from toolkit.compare.attention_graph import GraphAttention
 from toolkit.compare.attention_map import divergence, head_maps
 from toolkit.compare.attention_picture import token_labels
@@ -114,7 +114,7 @@ def test_a_padded_key_has_no_probability(bert, tmp_path):
 
 def test_modules_are_called_as_in_the_graph(bert, tmp_path):
     _, module, batch, graph = bert
-    candidate = GraphAttention(graph.path, tmp_path / "graph")
+    candidate = GraphAttention(graph.path)
     drift = attention_drift(TorchAttention(module), candidate, [batch], tmp_path)
     assert drift.skipped == {}
     names = [(head.module, head.head) for head in drift.heads]
@@ -127,7 +127,7 @@ def test_modules_are_called_as_in_the_graph(bert, tmp_path):
 def test_lowered_graphs_are_read(bert, runtime, tmp_path):
     spec, module, batch, graph = bert
     lowered = runtime.lower(QuantizedGraph(graph.path, graph.sha256, spec), tmp_path / "lowered")
-    candidate = GraphAttention(lowered.path, tmp_path / "graph")
+    candidate = GraphAttention(lowered.path)
     drift = attention_drift(TorchAttention(module), candidate, [batch], tmp_path)
     assert drift.skipped == {}
     assert len(drift.heads) == 8
@@ -153,12 +153,16 @@ def test_the_head_that_was_changed_is_named(bert):
     assert min(head.top1_agreement for head in heads) < 1
 
 
-def test_padded_queries_do_not_count(bert):
-    _, module, batch, _ = bert
+def sharpened(module):
+    """The module, and the same with larger queries in its first layer."""
     changed = copy.deepcopy(module)
     with torch.no_grad():
         changed.model.encoder.layer[0].attention.self.query.weight.mul_(1.3)
-    sides = TorchAttention(module), TorchAttention(changed)
+    return TorchAttention(module), TorchAttention(changed)
+
+
+def test_padded_queries_do_not_count(bert):
+    batch, sides = bert[2], sharpened(bert[1])
     row = {name: array[1:] for name, array in batch.items()}
     padded, cut = (attention_drift(*sides, [each]).heads for each in (row, without_padding(batch)))
     assert [head.divergence for head in padded] == pytest.approx([head.divergence for head in cut], abs=1e-6)
@@ -167,11 +171,7 @@ def test_padded_queries_do_not_count(bert):
 
 def test_means_are_over_the_queries_of_all_batches(bert):
     """Not over batches: those of the longer row weigh more."""
-    _, module, batch, _ = bert
-    changed = copy.deepcopy(module)
-    with torch.no_grad():
-        changed.model.encoder.layer[0].attention.self.query.weight.mul_(1.3)
-    sides = TorchAttention(module), TorchAttention(changed)
+    batch, sides = bert[2], sharpened(bert[1])
     rows = [{name: array[index : index + 1] for name, array in batch.items()} for index in range(2)]
     together, alone = attention_drift(*sides, rows), [attention_drift(*sides, [row]) for row in rows]
     weighted = sum(
@@ -188,7 +188,7 @@ def test_a_form_that_is_not_read_is_told_by_name(tmp_path):
     model = onnx.parser.parse_model(text)
     model.graph.node[0].name = "mine"
     onnx.save(model, tmp_path / "model.onnx")
-    graph = GraphAttention(tmp_path / "model.onnx", tmp_path / "graph")
+    graph = GraphAttention(tmp_path / "model.onnx")
     assert list(graph.unread) == ["mine"]
     assert "com.microsoft::MultiHeadAttention" in graph.unread["mine"]
     feeds = {name: np.ones((1, 3, 16), np.float32) for name in "qkv"}
@@ -210,13 +210,13 @@ def test_sdpa_of_a_module_of_ones_own_is_recorded(tmp_path):
         np.testing.assert_allclose(head_maps(call, row)[0] @ x[row], expected[row], rtol=0, atol=1e-6)
 
 
-def test_modules_that_one_side_lacks_are_told(bert, tmp_path):
+def test_modules_that_one_side_lacks_are_told(bert):
     _, module, batch, graph = bert
     model = ir.load(graph.path)
     first = next(node for node in model.graph if node.op_type == "FusedAttention")
     first.metadata_props["pkg.torch.onnx.name_scopes"] = "['elsewhere']"
     ir.save(model, graph.path.with_name("renamed.onnx"))
-    candidate = GraphAttention(graph.path.with_name("renamed.onnx"), tmp_path / "graph")
+    candidate = GraphAttention(graph.path.with_name("renamed.onnx"))
     drift = attention_drift(TorchAttention(module), candidate, [batch])
     assert drift.skipped == {
         "encoder.layer.0.attention.self": "the candidate has no attention of this name",
@@ -225,16 +225,14 @@ def test_modules_that_one_side_lacks_are_told(bert, tmp_path):
     assert {head.module for head in drift.heads} == {"encoder.layer.1.attention.self"}
 
 
-def test_nothing_is_left_beside_the_graph(bert, tmp_path):
-    before = sorted(bert[3].path.parent.iterdir())
-    GraphAttention(bert[3].path, tmp_path).close()
-    assert sorted(bert[3].path.parent.iterdir()) == before
-
-
-def test_a_folder_that_cannot_be_written_to(bert, tmp_path, monkeypatch):
-    monkeypatch.setattr("toolkit.compare.attention_graph.secrets.token_hex", lambda _: "x" * 300)
-    graph = GraphAttention(bert[3].path, tmp_path / "graph")
-    assert len(graph.calls(bert[2], tmp_path / "calls")) == 2
+def test_a_recorded_side_is_compared_when_its_model_is_gone(bert, tmp_path):
+    _, module, batch, graph = bert
+    batches = [batch, without_padding(batch)]
+    candidate = GraphAttention(graph.path)
+    recorded = RecordedAttention(TorchAttention(module), batches, tmp_path)
+    assert attention_drift(recorded, candidate, batches) == attention_drift(TorchAttention(module), candidate, batches)
+    with pytest.raises(UsageError, match="not recorded"):
+        attention_drift(recorded, candidate, [dict(batch)])
 
 
 def test_pictures_show_the_worst_head_without_padding(bert):

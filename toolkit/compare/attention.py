@@ -18,13 +18,20 @@ from toolkit.compare.result import AttentionPicture, HeadDrift
 from toolkit.errors import UsageError
 from toolkit.types import Tensors
 
-__all__ = ["AttentionDrift", "AttentionSource", "attention_drift", "attention_pictures", "worst_heads"]
+__all__ = [
+    "AttentionDrift",
+    "AttentionSource",
+    "RecordedAttention",
+    "attention_drift",
+    "attention_pictures",
+    "worst_heads",
+]
 
 _MASK = "attention_mask"
 
 
 class AttentionSource(Protocol):
-    """What runs batches and tells what its attentions were called with: `TorchAttention` or `GraphAttention`."""
+    """What runs batches and tells what its attentions were called with: a model, a graph, or a record of either."""
 
     ran_on: str
     unread: Mapping[str, str]
@@ -32,6 +39,25 @@ class AttentionSource(Protocol):
     def calls(self, batch: Tensors, folder: Path) -> dict[str, AttentionCall]:
         """Run the batch; the answer by module's path may lie memory-mapped in `folder`."""
         ...
+
+
+class RecordedAttention:
+    """One side's calls on these batches, run at once: the model itself can go before the other side is loaded.
+
+    Queries and keys of all layers and batches lie in `folder`, which must be there as long as this is used.
+    """
+
+    def __init__(self, source: AttentionSource, batches: Sequence[Tensors], folder: Path) -> None:
+        self.ran_on, self.unread = source.ran_on, source.unread
+        self._batches = batches
+        self._calls = [source.calls(batch, folder / str(index)) for index, batch in enumerate(batches)]
+
+    def calls(self, batch: Tensors, folder: Path) -> dict[str, AttentionCall]:
+        """What was recorded of this batch, one of those that were run. Raises UsageError for another one."""
+        found = next((calls for each, calls in zip(self._batches, self._calls, strict=True) if each is batch), None)
+        if found is None:
+            raise UsageError("this batch was not recorded", hint="Compare on the batches that were.")
+        return found
 
 
 @dataclass(frozen=True, slots=True)

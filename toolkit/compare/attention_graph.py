@@ -1,41 +1,39 @@
-"""The attentions of a graph file as they are called: their inputs, read as extra outputs of the very session."""
+"""The attentions of a graph file as they are called: their inputs, read as outputs of the very graph."""
 
 from __future__ import annotations
 
-import secrets
-import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx_ir.passes.common import ShapeInferencePass
+from onnx_ir.external_data import set_base_dir
 
-from runtimes import portable_session
+from runtimes._onnxruntime.tapped import TappedGraph
 from toolkit.compare.attention_map import AttentionCall
 from toolkit.compare.attention_nodes import Reading, is_any_attention, reading_of
 from toolkit.compare.attention_torch import numbered
 from toolkit.drift.measure import observe
+from toolkit.generation.static_cache import growing
 from toolkit.types import Tensors
 
 __all__ = ["GraphAttention"]
 
 
 class GraphAttention:
-    """Opens a canonical, quantized or lowered graph with what its attentions read as further outputs.
+    """Opens a canonical, quantized or lowered graph on the CPU, answering what its attentions read.
 
     The tensors stand at the border of the attention node, so that no fusion of the runtime is broken. The graph runs as
-    `runtimes.portable_session` runs it. The rewritten file is beside the graph while it is opened; where that folder
-    cannot be written to it is in `work` for as long as the session, with a copy of the weights. `unread` says by module
-    which attentions cannot be read exactly, and why.
-    Raises StageError where ONNX Runtime refuses the graph.
+    `TappedGraph` runs it, `rounded` or not, a cache of fixed length driven as one that grows. `unread` says by module
+    which attentions cannot be read exactly, and why. Raises StageError where ONNX Runtime refuses the graph.
     """
 
-    def __init__(self, path: Path, work: Path, *, rounded: bool = True) -> None:
-        model = ir.load(path)
+    def __init__(self, path: Path, *, rounded: bool = True) -> None:
+        tapped = TappedGraph(path, rounded=rounded)
+        model = ir.from_proto(tapped.proto)
+        set_base_dir(model.graph, path.parent)
         readings = _readings(model)
         self._readings = {name: each for name, each in readings.items() if each.call is not None}
         self.unread: Mapping[str, str] = {name: each.refusal for name, each in readings.items() if each.refusal}
@@ -45,8 +43,8 @@ class GraphAttention:
         }
         self._fed = {name: value for name, value in needed.items() if value.is_graph_input()}
         self._taps = [name for name in needed if name not in {*self._constants, *self._fed}]
-        with _tapped(model, path, work, [needed[name] for name in self._taps]) as file:
-            self._session = portable_session(file, rounded=rounded)
+        # A graph without attention is opened all the same, for what it runs on and for its own errors.
+        self._session = growing(tapped.session(self._taps or [value.name for value in tapped.proto.graph.output]))
         self.ran_on = self._session.ran_on
 
     def calls(self, batch: Tensors, folder: Path) -> dict[str, AttentionCall]:
@@ -65,7 +63,7 @@ class GraphAttention:
 
 
 def _readings(model: ir.Model) -> dict[str, Reading]:
-    """Every attention by its module's path; what lies in a subgraph or a function cannot be an output."""
+    """Every attention by its module's path; what lies in a subgraph cannot be an output."""
     found: dict[str, Reading] = {}
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
         if not is_any_attention(node):
@@ -75,37 +73,6 @@ def _readings(model: ir.Model) -> dict[str, Reading]:
             reading = Reading(reading.module, reading.operator, refusal=f"{reading.operator} lies in a subgraph")
         found[numbered(reading.module, found)] = reading
     return found
-
-
-@contextmanager
-def _tapped(model: ir.Model, path: Path, work: Path, values: Iterable[ir.Value]) -> Iterator[Path]:
-    """The graph with these values as outputs, in a file that finds the same weights; needed while a session opens."""
-    taps = [value for value in values if not value.is_graph_output()]
-    if any(value.dtype is None for value in taps):
-        ShapeInferencePass()(model)
-    model.graph.outputs.extend(taps)
-    # Links would do for ONNX Runtime, but onnx_ir refuses weights that have several names.
-    beside = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp.onnx")
-    try:
-        try:
-            ir.save(model, beside)
-            place = beside
-        except OSError:
-            place = _elsewhere(model, path, work)
-        yield place
-    finally:
-        with suppress(OSError):
-            beside.unlink(missing_ok=True)
-
-
-def _elsewhere(model: ir.Model, path: Path, work: Path) -> Path:
-    """In `work`, with copies of the weights, where their own folder cannot be written to."""
-    tensors = (value.const_value for value in model.graph.initializers.values())
-    for location in {str(tensor.location) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}:
-        (work / location).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path.parent / location, work / location)
-    ir.save(model, work / path.name)
-    return work / path.name
 
 
 def _as_fed(array: NDArray[Any], value: ir.Value) -> NDArray[Any]:

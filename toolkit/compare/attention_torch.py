@@ -22,7 +22,7 @@ from exporters.torch_export import fused
 from toolkit.compare.attention_map import AttentionCall
 from toolkit.drift.measure import mapped
 from toolkit.types import Tensors
-from toolkit.weight_names import canonical_weight
+from toolkit.weight_names import WRAPPERS, canonical_weight
 
 __all__ = ["TorchAttention", "numbered"]
 
@@ -76,7 +76,7 @@ class _Recorder(TorchFunctionMode):
         """While this lasts, the innermost module that is running is known by its path."""
         with ExitStack() as stack:
             for name, part in module.named_modules():
-                path = canonical_weight(f"{name}.").removesuffix(".")
+                path = canonical_weight(f"{WRAPPERS[0]}{name}.").removesuffix(".")
                 for handle in (
                     part.register_forward_pre_hook(lambda _, __, path=path: self._stack.append(path)),
                     part.register_forward_hook(lambda _, __, ___: self._leave(), always_call=True),
