@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from runtimes._onnxruntime.tapped import Typed
-
-__all__ = ["as_fed", "fed_name", "isolated"]
+__all__ = ["Form", "as_fed", "fed_name", "isolated"]
 
 
 def fed_name(tensor: str) -> str:
@@ -19,9 +17,14 @@ def fed_name(tensor: str) -> str:
     return f"compare.fed.{tensor}"
 
 
-def isolated(
-    proto: onnx.ModelProto, wanted: Collection[str], known: Collection[str], types: Mapping[str, Typed]
-) -> onnx.ModelProto:
+class Form(NamedTuple):
+    """How a tensor is fed: in float16 or float32, and its rank."""
+
+    half: bool
+    rank: int
+
+
+def isolated(proto: onnx.ModelProto, wanted: Collection[str], known: Mapping[str, Form]) -> onnx.ModelProto:
     """The part of the graph that makes `wanted`, in which every read of a `known` tensor is fed instead.
 
     So the noise of one module reaches no other. Inputs of the graph stay where something still reads them.
@@ -41,20 +44,17 @@ def isolated(
                 fed[name] = None
             elif name in producer:
                 todo.append(producer[name])
-    return _assembled(proto, sorted(needed), list(fed), list(wanted), types)
+    return _assembled(proto, sorted(needed), {name: known[name] for name in fed}, list(wanted))
 
 
-def as_fed(array: NDArray[Any], divisor: NDArray[np.float32] | None, typed: Typed | None) -> NDArray[Any]:
+def as_fed(array: NDArray[Any], divisor: NDArray[np.float32] | None, *, half: bool) -> NDArray[Any]:
     """The other side's tensor as this graph holds it: divided where it divides it, in its number type."""
     divided = array if divisor is None else array / divisor
-    half = typed is not None and typed.dtype == onnx.TensorProto.FLOAT16
     with np.errstate(over="ignore"):
         return np.asarray(divided, np.float16 if half else np.float32)
 
 
-def _assembled(
-    proto: onnx.ModelProto, nodes: list[int], fed: list[str], wanted: list[str], types: Mapping[str, Typed]
-) -> onnx.ModelProto:
+def _assembled(proto: onnx.ModelProto, nodes: list[int], fed: Mapping[str, Form], wanted: list[str]) -> onnx.ModelProto:
     part = onnx.ModelProto()
     part.CopyFrom(proto)
     for field in ("node", "output", "value_info", "initializer", "input"):
@@ -63,16 +63,15 @@ def _assembled(
     read = {name for node in part.graph.node for name in _read(node)}
     part.graph.initializer.extend(tensor for tensor in proto.graph.initializer if tensor.name in read)
     part.graph.input.extend(value for value in proto.graph.input if value.name in read)
-    part.graph.input.extend(_input(name, types) for name in fed)
+    part.graph.input.extend(_input(name, form) for name, form in fed.items())
     part.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in wanted)
     return part
 
 
-def _input(name: str, types: Mapping[str, Typed]) -> onnx.ValueInfoProto:
-    typed = types.get(name, Typed(onnx.TensorProto.FLOAT))
+def _input(name: str, form: Form) -> onnx.ValueInfoProto:
+    dtype = onnx.TensorProto.FLOAT16 if form.half else onnx.TensorProto.FLOAT
     # Only the rank matters: sizes are those of each batch.
-    shape = [f"{name}.{axis}" for axis in range(len(typed.shape))]
-    return onnx.helper.make_tensor_value_info(fed_name(name), typed.dtype or onnx.TensorProto.FLOAT, shape)
+    return onnx.helper.make_tensor_value_info(fed_name(name), dtype, [f"{name}.{axis}" for axis in range(form.rank)])
 
 
 def _redirected(node: onnx.NodeProto, fed: set[str]) -> onnx.NodeProto:

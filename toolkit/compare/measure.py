@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.cache_names import ATTENTION_MASK
-from toolkit.compare.isolate import as_fed, fed_name, isolated
+from toolkit.compare.isolate import Form, as_fed, fed_name, isolated
 from toolkit.compare.keys import Key
 from toolkit.compare.result import Histogram
 from toolkit.compare.store import Store
@@ -30,9 +30,13 @@ _IDS = "input_ids"
 
 @dataclass(slots=True)
 class Seen:
-    """One tensor at its worst over all batches. `added` is a noise-to-signal power ratio; see `measure_taps`."""
+    """One tensor at its worst over all batches; `half` says that it is of float16 as it stands.
+
+    `added` is a noise-to-signal power ratio; see `measure_taps`.
+    """
 
     shape: tuple[int, ...] = ()
+    half: bool = False
     sqnr_db: float = math.inf
     cosine: float = 1.0
     relative_l2: float = 0.0
@@ -86,7 +90,7 @@ class _Run:
         """The graph as it is, a group of tensors at a time."""
         wanted = [name for name in self._taps.tensors if name in self._keys]
         self.measured.unmatched = set(self._taps.tensors) - set(wanted)
-        for group in in_groups(self._taps, wanted, self._batches):
+        for group in self._groups(wanted):
             session = self._taps.graph.session(group)
             self.measured.ran_on = session.ran_on
             try:
@@ -100,10 +104,10 @@ class _Run:
 
     def alone(self) -> None:
         """Each tensor made from the reference's, a group at a time."""
-        known = {name for name, seen in self.measured.tensors.items() if not seen.failure}
+        known = {name: Form(seen.half, len(seen.shape)) for name, seen in self._sound() if seen.shape}
         wanted = [module.tensor for module in self._taps.modules if module.tensor in known]
-        for group in in_groups(self._taps, dict.fromkeys(wanted), self._batches):
-            part = isolated(self._taps.graph.proto, group, known, self._taps.types)
+        for group in self._groups(wanted):
+            part = isolated(self._taps.graph.proto, group, known)
             fed = {value.name for value in part.graph.input}
             reads = [name for name in known if fed_name(name) in fed]
             session = self._taps.graph.open(part)
@@ -115,11 +119,17 @@ class _Run:
             finally:
                 session.close()
 
+    def _groups(self, names: Iterable[str]) -> list[list[str]]:
+        return in_groups(self._taps, {name: self._store.largest(self._keys[name]) for name in names})
+
+    def _sound(self) -> list[tuple[str, Seen]]:
+        return [(name, seen) for name, seen in self.measured.tensors.items() if not seen.failure]
+
     def _compare(self, index: int, batch: Tensors, name: str, array: NDArray[Any]) -> None:
         seen = self.measured.tensors.setdefault(name, Seen())
         reference = self._store.get(index, self._keys[name])
         candidate = self._plain(name, array)
-        seen.shape = candidate.shape
+        seen.shape, seen.half = candidate.shape, array.dtype == np.float16
         seen.candidate_absmax = max(seen.candidate_absmax, _absmax(candidate))
         if reference is not None:
             seen.reference_absmax = max(seen.reference_absmax, _absmax(reference))
@@ -156,7 +166,7 @@ class _Run:
         array = self._store.get(index, self._keys[name])
         if array is None:
             raise StageError("compare", f"the reference has no {self._keys[name].name} in batch {index}")
-        return as_fed(array, self._taps.divisors.get(name), self._taps.types.get(name))
+        return as_fed(array, self._taps.divisors.get(name), half=self.measured.tensors[name].half)
 
     def _errors(self) -> list[Path]:
         return [path for index in range(len(self._batches)) if (path := self._work / f"error-{index}.npy").exists()]

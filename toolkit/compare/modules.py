@@ -56,7 +56,8 @@ class Modules:
         self._outputs = {value.name for value in graph.output}
         self._weights = {tensor.name for tensor in graph.initializer}
         self._inputs = {value.name for value in graph.input} - self._weights
-        self._floats = self._float_tensors()
+        self._types = self._tensor_types()
+        self.floats = frozenset(name for name, dtype in self._types.items() if dtype in FLOATS)
         self.modules = tuple(sorted(self._modules(), key=lambda each: (each.order, -each.path.count("."))))
 
     @cached_property
@@ -92,6 +93,15 @@ class Modules:
         """The operators that read the tensor."""
         return tuple(self._nodes[index].op_type for index in self._readers[tensor])
 
+    def half(self, tensor: str) -> bool:
+        """Whether the tensor is of float16, or was just before it was cast to another type."""
+        while self._types.get(tensor) != onnx.TensorProto.FLOAT16:
+            index = self._producer.get(tensor)
+            if index is None or self._nodes[index].op_type != "Cast":
+                return False
+            tensor = self._nodes[index].input[0]
+        return True
+
     def _modules(self) -> Iterator[Module]:
         members: dict[str, set[int]] = defaultdict(set)
         for index, scopes in enumerate(self.scopes):
@@ -112,7 +122,7 @@ class Modules:
 
     def _leaving(self, nodes: set[int]) -> list[str]:
         """Floats that somebody outside reads; outputs of the model only where there is nothing else, as a cache."""
-        made = [name for index in sorted(nodes) for name in self._nodes[index].output if name in self._floats]
+        made = [name for index in sorted(nodes) for name in self._nodes[index].output if name in self.floats]
         read = [name for name in made if set(self._readers[name]) - nodes]
         # A stored form, which other readers share, is no output of the module that is named on its node.
         plain = [name for name in read if not self._is_stored_form(name, nodes)]
@@ -124,7 +134,7 @@ class Modules:
         read = (name for index in sorted(nodes) for name in self._nodes[index].input)
         sources = (self._source(name) for name in read if name in self._producer or name in self._inputs)
         outside = (name for name in sources if self._producer.get(name, -1) not in nodes)
-        return [name for name in dict.fromkeys(outside) if name in self._floats]
+        return [name for name in dict.fromkeys(outside) if name in self.floats]
 
     def _is_stored_form(self, name: str, nodes: set[int]) -> bool:
         """Whether the tensor is, in another form, one that enters from outside."""
@@ -141,7 +151,7 @@ class Modules:
             name = above
         return name
 
-    def _float_tensors(self) -> set[str]:
+    def _tensor_types(self) -> dict[str, int]:
         graph = self.proto.graph
         known = {value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.value_info)}
         known |= {tensor.name: tensor.data_type for tensor in graph.initializer}
@@ -150,7 +160,7 @@ class Modules:
             for name in node.output:
                 # Value infos are as the exporter wrote them; an operator that only ever makes integers knows better.
                 known[name] = known.get(name) or dtype
-        return {name for name, dtype in known.items() if dtype in FLOATS}
+        return known
 
 
 def _scopes(node: onnx.NodeProto, *, complete: bool) -> tuple[str, ...]:

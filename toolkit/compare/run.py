@@ -19,7 +19,7 @@ from toolkit.compare.modules import Module
 from toolkit.compare.result import Comparison, ModuleDrift, StageModules
 from toolkit.compare.sides import REFERENCE, STAGES, GraphFile, Side, open_side
 from toolkit.compare.store import Store
-from toolkit.compare.taps import Taps, find_taps, in_groups
+from toolkit.compare.taps import Taps, expected_bytes, find_taps, in_groups
 from toolkit.errors import UsageError
 from toolkit.progress import Silent, Watch
 from toolkit.types import Tensors
@@ -181,7 +181,7 @@ class _Reference:
         by_tensor: dict[str, list[Key]] = {}
         for key in wanted:
             by_tensor.setdefault(tensors[key], []).append(key)
-        for group in in_groups(mine, by_tensor, self._batches):
+        for group in in_groups(mine, expected_bytes(mine, by_tensor, self._batches)):
             session = mine.graph.session(group)
             self.ran_on = ", ".join(filter(None, [session.ran_on, own.said]))
             for index, batch in enumerate(self._batches):

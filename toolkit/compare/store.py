@@ -23,12 +23,14 @@ class Store:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._files: dict[tuple[int, Key], Path] = {}
+        self._largest: dict[Key, int] = {}
         self.size = 0
 
     def put(self, batch: int, key: Key, array: NDArray[Any]) -> None:
         """Write the array; a second one of the same batch and key takes its place."""
         path = self._files.setdefault((batch, key), self._folder / f"{len(self._files)}.npy")
         np.save(path, array, allow_pickle=False)
+        self._largest[key] = max(array.nbytes, self._largest.get(key, 0))
         self.size += array.nbytes
 
     def get(self, batch: int, key: Key) -> NDArray[Any] | None:
@@ -42,6 +44,10 @@ class Store:
     def has(self, key: Key) -> bool:
         """Whether the first batch has that key."""
         return (0, key) in self._files
+
+    def largest(self, key: Key) -> int:
+        """The bytes of the key's largest array."""
+        return self._largest.get(key, 0)
 
     def drop(self, key: Key) -> None:
         """Forget what all batches have of a key."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,10 +16,10 @@ from numpy.typing import NDArray
 from quantize.scaled import SCALED
 from runtimes._onnxruntime.tapped import TappedGraph, Typed
 from toolkit.compare.keys import Key
-from toolkit.compare.modules import FLOATS, Module, Modules
+from toolkit.compare.modules import Module, Modules
 from toolkit.types import Tensors
 
-__all__ = ["Taps", "find_taps", "in_groups"]
+__all__ = ["Taps", "expected_bytes", "find_taps", "in_groups"]
 
 _SMALLEST_GROUP = 1 << 26
 """Bytes of tapped tensors that are never worth another pass over the model."""
@@ -30,7 +31,7 @@ class Taps:
     other modules cannot be tapped.
 
     `divisors` has vectors [K], by tensor, that the graph divided that tensor's last axis by; `types` is what ONNX
-    Runtime knows of the tensors; `half` are those of float16. `answer` is the first output of the model.
+    Runtime knows of the tensors; `half` are those of float16, or that were until a cast. `answer` is the first output.
     """
 
     graph: TappedGraph
@@ -77,27 +78,34 @@ def find_taps(graph: TappedGraph) -> Taps:
         answer=answer,
         types=optimised.tensors,
         divisors=_divisors(graph.proto, found),
-        half=frozenset(name for name in wanted if _is_half(name, optimised.tensors)),
+        half=frozenset(name for name in wanted if found.half(name)),
         skipped=skipped,
     )
 
 
-def in_groups(taps: Taps, wanted: Iterable[str], batches: Sequence[Tensors]) -> list[list[str]]:
-    """The tensors in groups whose bytes on the largest batch are a quarter of the model's, so that memory is bounded.
+def in_groups(taps: Taps, sizes: Mapping[str, int]) -> list[list[str]]:
+    """The tensors, whose bytes are given, in groups of at most a quarter of the model's bytes: memory is bounded.
 
     A graph answers all its outputs at once; every group is a pass of its own.
     """
     limit = max(_SMALLEST_GROUP, taps.graph.weight_bytes // 4)
     groups: list[list[str]] = [[]]
     room = limit
-    for name in wanted:
-        size = max((_bytes(taps.types.get(name), taps, batch) for batch in batches), default=0)
+    for name, size in sizes.items():
         if groups[-1] and size > room:
             groups.append([])
             room = limit
         groups[-1].append(name)
         room -= size
     return [group for group in groups if group]
+
+
+def expected_bytes(taps: Taps, names: Iterable[str], batches: Sequence[Tensors]) -> dict[str, int]:
+    """Bytes of tensors before they were seen, on the largest batch; of unknown shape: as the largest that is known."""
+    known = {name: [_bytes(taps, taps.types[name].shape, batch) for batch in batches] for name in taps.tensors}
+    largest = max((max(sizes, default=0) for name, sizes in known.items() if taps.types[name].shape), default=0)
+    largest = largest or _SMALLEST_GROUP // 4
+    return {name: max(known[name], default=0) if taps.types[name].shape else largest for name in names}
 
 
 def _harmless(graph: TappedGraph, names: list[str], operators: Mapping[Any, int]) -> set[str]:
@@ -114,15 +122,9 @@ def _by_tensor(found: Modules, tensors: Mapping[str, Typed]) -> list[Module]:
     """Of a graph that knows no modules every float tensor, called by its own name."""
     if found.named:
         return []
-    floats = (name for name, typed in tensors.items() if typed.dtype in FLOATS and found.kind(name))
+    floats = (name for name in tensors if name in found.floats and found.order(name) >= 0)
     made = (Module(name, found.kind(name), name, found.order(name), leaf=True) for name in floats)
     return sorted(made, key=lambda module: module.order)
-
-
-def _is_half(name: str, tensors: Mapping[str, Typed]) -> bool:
-    typed = tensors.get(name)
-    emulated = f".{onnx.TensorProto.DataType.Name(onnx.TensorProto.FLOAT16)}." in f"{name}."
-    return emulated or (typed is not None and typed.dtype == onnx.TensorProto.FLOAT16)
 
 
 def _divisors(proto: onnx.ModelProto, found: Modules) -> dict[str, NDArray[np.float32]]:
@@ -142,8 +144,8 @@ def _divisors(proto: onnx.ModelProto, found: Modules) -> dict[str, NDArray[np.fl
     return divisors
 
 
-def _bytes(typed: Typed | None, taps: Taps, batch: Tensors) -> int:
-    """Bytes of a tensor on that batch; a size that no input has counts as the largest one that any has."""
+def _bytes(taps: Taps, shape: Sequence[int | str], batch: Tensors) -> int:
+    """A size that no input has counts as the largest one that any has."""
     sizes: dict[str, int] = {}
     for value in taps.graph.proto.graph.input:
         array = batch.get(value.name)
@@ -152,5 +154,4 @@ def _bytes(typed: Typed | None, taps: Taps, batch: Tensors) -> int:
             dim.dim_param: size for dim, size in zip(dims, array.shape if array is not None else (), strict=False)
         }
     largest = max(sizes.values(), default=1)
-    shape = typed.shape if typed else ()
-    return 4 * int(np.prod([size if isinstance(size, int) else sizes.get(size, largest) for size in shape], dtype=int))
+    return 4 * math.prod(size if isinstance(size, int) else sizes.get(size, largest) for size in shape)
