@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ import pytest
 from toolkit.commands.export import _data
 from toolkit.data_source import beside, parse_source, require_there
 from toolkit.errors import UsageError
+from toolkit.plan import Request, plan
+from toolkit.recipe.command import _over
 from toolkit.recipe.document import Data
 from toolkit.recipe.file import dump_recipe, read_recipe
 from toolkit.recipe.request import recipe_of, request_of
@@ -89,9 +92,8 @@ def test_paths_beside_a_file(tmp_path: Path) -> None:
         assert beside(elsewhere, tmp_path) == elsewhere
 
 
-def options(**given: object) -> dict[str, object]:
-    named = {"calibration": None, "calibration_count": None, "evaluation": None, "evaluation_count": None}
-    return _data({**named, "data_seed": 0, "model": "m", **given})
+def options(**given: object) -> Request:
+    return _over(Request(model="m", targets=("t",)), _data(dict(given)))
 
 
 def test_the_options_say_what_the_file_says(tmp_path: Path) -> None:
@@ -103,16 +105,17 @@ def test_the_options_say_what_the_file_says(tmp_path: Path) -> None:
     )
     request = request_of(read_recipe(path), folder=tmp_path)
     given = options(calibration="train", calibration_count=100, evaluation="a.jsonl", evaluation_count=50, data_seed=3)
-    assert given["calibration"] == request.calibration
-    assert given["evaluation"] == request.evaluation.model_copy(update={"column": ""})
+    assert given.calibration == request.calibration
+    assert given.evaluation == request.evaluation.model_copy(update={"column": ""})
     assert "column: body,kind" in dump_recipe(recipe_of(request))
     assert read_recipe(path) == recipe_of(request)
 
 
 def test_a_number_is_a_count() -> None:
-    assert options(calibration="32")["calibration"] == Data(count=32)
-    assert options(calibration="32", calibration_count=32)["calibration"] == Data(count=32)
-    assert options()["evaluation"] is None
+    assert options(calibration="32").calibration == Data(count=32)
+    assert options(calibration="32", calibration_count=32).calibration == Data(count=32)
+    assert options().evaluation is None
+    assert options(data_seed=3) == replace(options(), calibration=Data(seed=3))
 
 
 @pytest.mark.parametrize(
@@ -120,7 +123,6 @@ def test_a_number_is_a_count() -> None:
     [
         ({"calibration": "32", "calibration_count": 16}, "32 and --calibration-count 16 differ"),
         ({"calibration": "0"}, "no samples"),
-        ({"evaluation_count": 5}, "goes with --evaluation"),
         ({"evaluation": ""}, "--evaluation is empty"),
         ({"calibration": ""}, "--calibration is empty"),
     ],
@@ -128,3 +130,9 @@ def test_a_number_is_a_count() -> None:
 def test_options_that_say_nothing(given: dict[str, object], says: str) -> None:
     with pytest.raises(UsageError, match=says):
         options(**given)
+
+
+def test_a_count_of_evaluation_samples_wants_a_set() -> None:
+    request = replace(options(evaluation_count=5), model="vit-digits", targets=("ort-cpu-fp32",))
+    with pytest.raises(UsageError, match="goes with a set of your own"):
+        plan(request)

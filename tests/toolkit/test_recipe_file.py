@@ -31,7 +31,13 @@ GOOD = "model: vit-digits\ntargets: [ort-cpu-int8]\n"
 words = st.text("abcxyz019.*-_/: #'\"[]{}&!%@äé", min_size=1, max_size=12).filter(lambda text: text.strip())
 names = st.text("abcxyz_", min_size=1, max_size=8)
 sizes = st.lists(st.integers(1, 4096), min_size=3, max_size=3).map(sorted).map(lambda each: Dim(*each))
-data = st.builds(Data, source=st.just("") | words, count=st.none() | st.integers(1, 999), seed=st.integers(0, 99))
+data = st.builds(
+    Data,
+    source=st.just("") | words,
+    column=st.just("") | words,
+    count=st.none() | st.integers(1, 999),
+    seed=st.integers(0, 99),
+)
 quantizations = st.builds(
     Quantization,
     exclude=st.lists(words, max_size=3).map(tuple),
@@ -229,10 +235,13 @@ def test_a_recipe_written_elsewhere_still_finds_its_data(tmp_path: Path, monkeyp
     (tmp_path / "images").mkdir()
     (tmp_path / "recipes").mkdir()
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "texts.jsonl").touch()
     flags = ["--model", "vit-digits", "--target", "ort-cpu-int8", "--calibration", "images"]
+    flags += ["--evaluation", "texts.jsonl#body"]
     assert toolkit("export", *flags, "--write-recipe", "recipes/r.yaml").exit_code == 0
     assert toolkit("export", *flags, "--write-recipe", "r.yaml").exit_code == 0
     assert read_recipe(Path("recipes/r.yaml")).calibration.source == str(tmp_path / "images")
+    assert read_recipe(Path("recipes/r.yaml")).evaluation == Data(source=f"{tmp_path}/texts.jsonl#body")
     assert read_recipe(Path("r.yaml")).calibration.source == "images"
     assert toolkit("export", "--recipe", "recipes/r.yaml", "--dry-run").exit_code == 0
 

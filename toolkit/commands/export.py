@@ -254,7 +254,8 @@ def _data(given: dict[str, Any]) -> dict[str, Any]:
     }
     for section, fields in sections.items():
         if chosen := {name: value for name, value in fields.items() if value is not None}:
-            given[section] = chosen
+            # A new source has columns of its own.
+            given[section] = chosen if fields["source"] is None else {**chosen, "column": ""}
     return given
 
 

@@ -100,19 +100,17 @@ def anchored(recipe: Recipe, folder: Path | None = None) -> Recipe:
     if folder is not None and folder.resolve() == Path.cwd():
         return recipe
     fields = {
-        name: data.model_copy(update={"source": _absolute(data.source)})
+        name: data.model_copy(update={"source": beside(data.source, Path.cwd())})
         for name in ("calibration", "evaluation")
         if (data := getattr(recipe, name)) is not None
     }
-    model = recipe.model if recipe.model in short_names() else _absolute(recipe.model)
-    return recipe.model_copy(update={**fields, "model": model})
-
-
-def _absolute(text: str) -> str:
-    return str(Path(text).absolute()) if text and Path(text).exists() else text
+    return recipe.model_copy(update={**fields, "model": _beside(recipe.model, Path.cwd())})
 
 
 def _placed(data: Data, folder: Path) -> Data:
+    """Data from a path beside the file, or as it stands where there is none."""
+    if folder == Path():
+        return data
     return data.model_copy(update={"source": beside(data.source, folder)})
 
 
