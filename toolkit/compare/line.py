@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit import plugins
+from toolkit.memory import give_back
 from toolkit.progress import Watch
 from toolkit.workbench import export_module, quantize_graph
 
@@ -48,7 +48,7 @@ class Line:
         with self.watch.stage("export"):
             graph = export_module(module, self.plan, self.golden, self.folder / "export")
         del module
-        gc.collect()
+        give_back()
         return graph
 
     @cached_property

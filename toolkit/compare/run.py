@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -21,6 +20,7 @@ from toolkit.compare.sides import REFERENCE, STAGES, GraphFile, Side, open_side
 from toolkit.compare.store import Store
 from toolkit.compare.taps import Taps, expected_bytes, find_taps, in_groups
 from toolkit.errors import UsageError
+from toolkit.memory import give_back
 from toolkit.progress import Silent, Watch
 from toolkit.types import Tensors
 
@@ -146,7 +146,7 @@ class _Reference:
             self._fill_from_torch(all_taps)
         else:
             self._fill_from_graph(all_taps)
-        gc.collect()
+        give_back()
 
     def keys(self, taps: Taps) -> dict[str, Key]:
         """For each tensor of the taps what the store has it under."""
