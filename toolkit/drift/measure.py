@@ -19,7 +19,7 @@ from toolkit.drift.summary import Summary, is_summary
 from toolkit.errors import UsageError
 from toolkit.types import Evaluation, Gate, ModelSpec, Session, Tensors
 
-__all__ = ["LOGITS", "answers", "judged", "measure", "observe", "task_output"]
+__all__ = ["LOGITS", "answers", "judged", "mapped", "measure", "observe", "task_output"]
 
 LOGITS = "logits"
 
@@ -137,15 +137,16 @@ def _kept(answer: dict[str, NDArray[Any]], outputs: Collection[str] | None) -> d
 
 def _spilled(answer: Tensors, place: Path) -> dict[str, NDArray[Any]]:
     place.mkdir()
-    return {name: _mapped(array, place / f"{index}.npy") for index, (name, array) in enumerate(answer.items())}
+    return {name: mapped(array, place / f"{index}.npy") for index, (name, array) in enumerate(answer.items())}
 
 
-def _mapped(array: NDArray[Any], path: Path) -> NDArray[Any]:
+def mapped(array: NDArray[Any], path: Path) -> NDArray[Any]:
+    """The array written to that file and answered memory-mapped, read-only."""
     np.save(path, array, allow_pickle=False)
     # An empty file cannot be mapped, and costs nothing.
     mode: Literal["r"] | None = "r" if array.size else None
-    mapped: NDArray[Any] = np.load(path, mmap_mode=mode, allow_pickle=False)
-    return mapped
+    answer: NDArray[Any] = np.load(path, mmap_mode=mode, allow_pickle=False)
+    return answer
 
 
 def _task(evaluation: Evaluation, name: str, reference: Sequence[Tensors], candidate: Sequence[Tensors]) -> TaskDrift:
