@@ -15,7 +15,7 @@ from runtimes._onnxruntime.tapped import TappedGraph
 from toolkit.cli import main
 from toolkit.compare.modules import Modules
 from toolkit.compare.result import read_comparison
-from toolkit.compare.run import compare
+from toolkit.compare.run import Asked, compare
 from toolkit.compare.taps import expected_bytes, find_taps, in_groups
 from toolkit.errors import UsageError
 
@@ -167,7 +167,7 @@ def test_overflow_of_float16_is_marked(tmp_path):
 
     np.savez(tmp_path / "inputs.npz", x=np.ones((1, 4, WIDTH), np.float32))
     left, right = graph(tmp_path / "a.onnx", False), graph(tmp_path / "b.onnx", True)
-    found = by_name(compare(str(left), str(right), inputs=tmp_path / "inputs.npz"))
+    found = by_name(compare(str(left), str(right), Asked(inputs=tmp_path / "inputs.npz")))
     assert not found["big"].overflow
     assert found["square"].overflow
     assert found["square"].bad
@@ -202,9 +202,9 @@ def test_padded_positions_do_not_count(tmp_path):
     mask = np.array([[1, 1, 1, 0], [1, 1, 1, 1]])
     np.savez(tmp_path / "inputs.npz", input_ids=np.arange(8).reshape(2, 4), attention_mask=mask)
     left, right = graph(tmp_path / "a.onnx", 0), graph(tmp_path / "b.onnx", 7)
-    assert by_name(compare(left, right, inputs=tmp_path / "inputs.npz"))["mix"].sqnr_db == math.inf
+    assert by_name(compare(left, right, Asked(inputs=tmp_path / "inputs.npz")))["mix"].sqnr_db == math.inf
     np.savez(tmp_path / "inputs.npz", input_ids=np.arange(8).reshape(2, 4), attention_mask=np.eye(2, 4, dtype=int))
-    other = compare(left, left, inputs=tmp_path / "inputs.npz")
+    other = compare(left, left, Asked(inputs=tmp_path / "inputs.npz"))
     assert other.first_bad is None
 
 
@@ -267,4 +267,4 @@ def test_what_cannot_be_compared_is_refused_in_words(tmp_path, left, right, said
 def test_stages_are_of_a_line(tmp_path):
     graph = two_blocks(tmp_path / "a.onnx")
     with pytest.raises(UsageError, match="not a line with stages"):
-        compare(str(graph), str(graph), stages=True)
+        compare(str(graph), str(graph), Asked(stages=True))

@@ -17,7 +17,7 @@ import model_zoo
 from toolkit.cli import main
 from toolkit.compare.eager import paths_of, watch
 from toolkit.compare.keys import Key
-from toolkit.compare.run import compare
+from toolkit.compare.run import Asked, compare
 from toolkit.compare.store import Store
 
 DIGITS = Path(model_zoo.__file__).parent / "data" / "vit-digits"
@@ -53,7 +53,7 @@ def harmed(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def harm(harmed):
-    return compare("reference", str(harmed), stages=True)
+    return compare("reference", str(harmed), Asked(stages=True, picture="0"))
 
 
 @pytest.mark.heavy

@@ -46,7 +46,8 @@ class GraphFile:
 class Side:
     """One side: `graph` makes that of a stage where it is not there, `load` the PyTorch model, `inputs` reads them.
 
-    `stage` is the one that was asked for, and None for a graph file, which has no others.
+    `stage` is the one that was asked for, and None for a graph file, which has no others. `assets` is the folder with
+    the tokenizer or the image processor, `line` what the side is made by, where it is not just a graph.
     """
 
     label: str
@@ -56,6 +57,8 @@ class Side:
     inputs: Callable[[], Sequence[Tensors]] | None = None
     spec: ModelSpec | None = None
     gate: Gate = field(default_factory=Gate)
+    assets: Path | None = None
+    line: Callable[[], Line] | None = None
 
     def own_graph(self) -> GraphFile:
         """The graph of the side's own stage."""
@@ -124,7 +127,10 @@ def _of_line(text: str, stage: str, line: Line, inputs: Callable[[], Sequence[Te
             return GraphFile(line.quantized.path, rounded=True)
         return _shipped(line.lowered.path, line.target.runtime, which)
 
-    return Side(text, stage, graph, line.load, inputs, line.plan.spec, line.plan.scheme_gate(line.target.scheme))
+    spec, source = line.plan.spec, Path(line.plan.spec.source)
+    gate = line.plan.scheme_gate(line.target.scheme)
+    assets = source if source.is_dir() else None
+    return Side(text, stage, graph, line.load, inputs, spec, gate, assets, lambda: line)
 
 
 def _of_bundle(text: str, path: Path, stage: str | None, folder: Path, watch: Watch) -> Side:
@@ -149,6 +155,8 @@ def _of_bundle(text: str, path: Path, stage: str | None, folder: Path, watch: Wa
         lambda: golden(bundle)[0],
         manifest.spec(),
         manifest.check_gate,
+        bundle.assets,
+        line,
     )
 
 
