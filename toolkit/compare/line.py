@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit import plugins
-from toolkit.memory import give_back
+from toolkit.memory import Weights
 from toolkit.progress import Watch
 from toolkit.workbench import export_module, quantize_graph
 
@@ -45,10 +45,11 @@ class Line:
     def exported(self) -> ExportedGraph:
         """The canonical graph. The model is let go."""
         module = self.load()
+        weights = Weights(module)
         with self.watch.stage("export"):
             graph = export_module(module, self.plan, self.golden, self.folder / "export")
         del module
-        give_back()
+        weights.free()
         return graph
 
     @cached_property

@@ -13,7 +13,7 @@ from toolkit.compare.keys import Key
 from toolkit.compare.sides import GraphFile, Side
 from toolkit.compare.store import Store
 from toolkit.compare.taps import Taps, expected_bytes, find_taps, in_groups
-from toolkit.memory import give_back
+from toolkit.memory import Weights
 from toolkit.types import Tensors
 
 __all__ = ["ReferenceSide", "taps_of"]
@@ -48,7 +48,6 @@ class ReferenceSide:
             self._fill_from_torch(all_taps)
         else:
             self._fill_from_graph(all_taps)
-        give_back()
 
     def keys(self, taps: Taps) -> dict[str, Key]:
         """For each tensor of the taps what the store has it under."""
@@ -75,7 +74,9 @@ class ReferenceSide:
             from toolkit.compare.attention_torch import TorchAttention
 
             self._record(TorchAttention(module))
+        weights = Weights(module)
         del module
+        weights.free()
         self.ran_on, self.kinds, self.weights = seen.ran_on, seen.kinds, seen.weights
         self._skipped = dict(seen.skipped)
 
