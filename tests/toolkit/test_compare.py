@@ -212,7 +212,7 @@ def test_taps_are_read_in_groups_that_fit_into_memory(tmp_path):
     taps = taps_of(two_blocks(tmp_path / "a.onnx"))
     names = list(taps.tensors)
     assert in_groups(taps, dict.fromkeys(names, 1 << 20)) == [names]
-    groups = in_groups(taps, dict.fromkeys(names, 30 << 20))
+    groups = in_groups(taps, dict.fromkeys(names, 15 << 20))
     assert [name for group in groups for name in group] == names
     assert {len(group) for group in groups[:-1]} == {2}
     assert in_groups(taps, dict.fromkeys(names, 1 << 30)) == [[name] for name in names]
