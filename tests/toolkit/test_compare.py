@@ -110,6 +110,23 @@ def test_what_a_graph_divides_is_multiplied_again(tmp_path):
     assert max(module.added for module in found.modules) < 1e-12
 
 
+def test_what_is_stored_for_a_reader_is_not_the_output(tmp_path):
+    """A Linear that reads through Q/DQ, with a bias that is cast: its input is the tensor before, the only one."""
+    one, zero = np.array(0.1, np.float32), np.array(0, np.int8)
+    nodes = [
+        node("Relu", ["x"], ["act_out"], "act"),
+        node("QuantizeLinear", ["act_out", "s", "z"], ["stored"], ""),
+        node("DequantizeLinear", ["stored", "s", "z"], ["read"], ""),
+        node("Cast", ["b16"], ["b32"], "", to=1),
+        node("MatMul", ["read", "w"], ["product"], "fc"),
+        node("Add", ["product", "b32"], ["y"], "fc"),
+    ]
+    weights = {"s": one, "z": zero, "b16": array((WIDTH,), 2).astype(np.float16), "w": array((WIDTH, WIDTH), 1)}
+    found = {module.path: module for module in Modules(onnx.load(save(tmp_path / "a.onnx", nodes, weights))).modules}
+    assert found["act"].tensor == "act_out"
+    assert found["fc"].entering == "act_out"
+
+
 def test_graphs_without_scopes_align_by_tensor_names(tmp_path):
     def plain(path, scale):
         nodes = [node("MatMul", ["x", "w"], ["hidden"], ""), node("Tanh", ["hidden"], ["y"], "")]

@@ -21,7 +21,8 @@ __all__ = ["ReferenceSide", "taps_of"]
 
 def taps_of(graph: GraphFile) -> Taps:
     """Where the graph can be tapped."""
-    return find_taps(TappedGraph(graph.path, rounded=graph.rounded))
+    # Without, ONNX Runtime's CPU keeps no float16 between nodes: nothing could be read, and nothing would overflow.
+    return find_taps(TappedGraph(graph.path, rounded=True))
 
 
 class ReferenceSide:
@@ -103,7 +104,7 @@ class ReferenceSide:
         if self._looked_at:
             from toolkit.compare.attention_graph import GraphAttention
 
-            source = GraphAttention(own.path, rounded=own.rounded)
+            source = GraphAttention(own.path)
             self._record(source)
             source.close()
 

@@ -141,7 +141,7 @@ class _Run:
         for module in taps.modules:
             seen = measured.tensors.get(module.tensor)
             if seen is None:
-                skipped.setdefault(module.path, "the reference has no such module or tensor")
+                skipped.setdefault(module.path, "the reference has no such module, or fuses its output")
             elif fnmatchcase(module.path, pattern):
                 modules.append(_drift(module, seen, reference, self._threshold(), taps))
         return tuple(modules), measured, {path: why for path, why in skipped.items() if fnmatchcase(path, pattern)}
@@ -153,8 +153,7 @@ class _Run:
             return comparison
         from toolkit.compare.attention_graph import GraphAttention
 
-        graph = self._right.own_graph()
-        candidate = GraphAttention(graph.path, rounded=graph.rounded)
+        candidate = GraphAttention(self._right.own_graph().path)
         try:
             with self._watch.stage("attention"):
                 drift = attention_drift(reference.attention, candidate, batches, self._work)
