@@ -1,11 +1,12 @@
 """Peak memory of `toolkit compare`, beside the model's size.
 
     python benchmarks/compare_memory.py [--model bert-large --weights random] [--target ort-cpu-fp32] [--recipe]
+    python benchmarks/compare_memory.py --of recipe.yaml
 
 The model is exported first, in a process of its own; then another compares its bundle with the eager PyTorch model.
 What counts is the resident peak of that process, less what was resident once the libraries were imported; mapped pages
 of weights count. With --recipe no bundle is there: the line is run in the same process, and counts too. Size is that of
-the fp32 weights. Linux only (`/proc/self`).
+the fp32 weights; all sizes are in bytes. Linux only (`/proc/self`).
 """
 
 from __future__ import annotations
@@ -28,18 +29,18 @@ import onnx, onnx_ir, onnxruntime, torch, transformers
 import exporters.torch_export, toolkit.compare.eager
 from toolkit.compare.run import compare
 
+watch, size = toolkit.compare.eager.watch, 0
+
+def counted(module, *rest):
+    global size
+    size = sum(each.numel() * 4 for each in module.parameters())
+    return watch(module, *rest)
+
+toolkit.compare.eager.watch = counted
 before, start = peak(), time.monotonic()
 found = compare("reference", sys.argv[1])
-print(json.dumps({"libraries": before, "peak": peak() - before, "seconds": time.monotonic() - start,
+print(json.dumps({"size": size, "libraries": before, "peak": peak() - before, "seconds": time.monotonic() - start,
                   "modules": len(found.modules), "skipped": len(found.skipped)}))
-"""
-
-_SIZE = """
-import sys
-from model_zoo import resolve
-from toolkit import plugins
-spec = resolve(sys.argv[1], weights=sys.argv[2], offline=True)
-print(sum(each.numel() * 4 for each in plugins.family(spec.family).load(spec).parameters()))
 """
 
 
@@ -54,13 +55,12 @@ def main() -> None:
     parser.add_argument("--weights", default="random", choices=("random", "pretrained"))
     parser.add_argument("--target", default="ort-cpu-fp32")
     parser.add_argument("--recipe", action="store_true")
+    parser.add_argument("--of", help="A recipe or bundle to compare instead, as it is.")
     given = parser.parse_args()
-    size = int(_python("-c", _SIZE, given.model, given.weights))
     with tempfile.TemporaryDirectory() as work:
-        candidate = _recipe(given, work) if given.recipe else _bundle(given, work)
+        candidate = given.of or (_recipe(given, work) if given.recipe else _bundle(given, work))
         found = json.loads(_python("-c", _COMPARE, candidate))
-    found |= {"size": size, "ratio": round(found["peak"] / size, 2)}
-    print(json.dumps({key: round(each / 1e6, 1) if each > 1e5 else each for key, each in found.items()}))
+    print(json.dumps(found | {"ratio": round(found["peak"] / found["size"], 2)}))
 
 
 def _recipe(given: argparse.Namespace, work: str) -> str:

@@ -57,6 +57,9 @@ def export(
     path = folder / "model.onnx"
     folder.mkdir(parents=True, exist_ok=True)
     ir.save(model, path, external_data=f"{path.name}.data")
+    # onnxscript's rewriter keeps the last graph that it matched, and would keep the folded weights with it.
+    for value in model.graph.initializers.values():
+        value.const_value = None
     return ExportedGraph(path=path, sha256=graph_sha256(path), spec=spec, steps=_log(fusion, opset))
 
 

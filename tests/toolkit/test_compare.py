@@ -15,7 +15,7 @@ from runtimes._onnxruntime.tapped import TappedGraph
 from toolkit.cli import main
 from toolkit.compare.modules import Modules
 from toolkit.compare.result import read_comparison
-from toolkit.compare.run import compare
+from toolkit.compare.run import Asked, compare
 from toolkit.compare.taps import expected_bytes, find_taps, in_groups
 from toolkit.errors import UsageError
 
@@ -110,6 +110,23 @@ def test_what_a_graph_divides_is_multiplied_again(tmp_path):
     assert max(module.added for module in found.modules) < 1e-12
 
 
+def test_what_is_stored_for_a_reader_is_not_the_output(tmp_path):
+    """A Linear that reads through Q/DQ, with a bias that is cast: its input is the tensor before, the only one."""
+    one, zero = np.array(0.1, np.float32), np.array(0, np.int8)
+    nodes = [
+        node("Relu", ["x"], ["act_out"], "act"),
+        node("QuantizeLinear", ["act_out", "s", "z"], ["stored"], ""),
+        node("DequantizeLinear", ["stored", "s", "z"], ["read"], ""),
+        node("Cast", ["b16"], ["b32"], "", to=1),
+        node("MatMul", ["read", "w"], ["product"], "fc"),
+        node("Add", ["product", "b32"], ["y"], "fc"),
+    ]
+    weights = {"s": one, "z": zero, "b16": array((WIDTH,), 2).astype(np.float16), "w": array((WIDTH, WIDTH), 1)}
+    found = {module.path: module for module in Modules(onnx.load(save(tmp_path / "a.onnx", nodes, weights))).modules}
+    assert found["act"].tensor == "act_out"
+    assert found["fc"].entering == "act_out"
+
+
 def test_graphs_without_scopes_align_by_tensor_names(tmp_path):
     def plain(path, scale):
         nodes = [node("MatMul", ["x", "w"], ["hidden"], ""), node("Tanh", ["hidden"], ["y"], "")]
@@ -167,7 +184,7 @@ def test_overflow_of_float16_is_marked(tmp_path):
 
     np.savez(tmp_path / "inputs.npz", x=np.ones((1, 4, WIDTH), np.float32))
     left, right = graph(tmp_path / "a.onnx", False), graph(tmp_path / "b.onnx", True)
-    found = by_name(compare(str(left), str(right), inputs=tmp_path / "inputs.npz"))
+    found = by_name(compare(str(left), str(right), Asked(inputs=tmp_path / "inputs.npz")))
     assert not found["big"].overflow
     assert found["square"].overflow
     assert found["square"].bad
@@ -202,9 +219,9 @@ def test_padded_positions_do_not_count(tmp_path):
     mask = np.array([[1, 1, 1, 0], [1, 1, 1, 1]])
     np.savez(tmp_path / "inputs.npz", input_ids=np.arange(8).reshape(2, 4), attention_mask=mask)
     left, right = graph(tmp_path / "a.onnx", 0), graph(tmp_path / "b.onnx", 7)
-    assert by_name(compare(left, right, inputs=tmp_path / "inputs.npz"))["mix"].sqnr_db == math.inf
+    assert by_name(compare(left, right, Asked(inputs=tmp_path / "inputs.npz")))["mix"].sqnr_db == math.inf
     np.savez(tmp_path / "inputs.npz", input_ids=np.arange(8).reshape(2, 4), attention_mask=np.eye(2, 4, dtype=int))
-    other = compare(left, left, inputs=tmp_path / "inputs.npz")
+    other = compare(left, left, Asked(inputs=tmp_path / "inputs.npz"))
     assert other.first_bad is None
 
 
@@ -212,7 +229,7 @@ def test_taps_are_read_in_groups_that_fit_into_memory(tmp_path):
     taps = taps_of(two_blocks(tmp_path / "a.onnx"))
     names = list(taps.tensors)
     assert in_groups(taps, dict.fromkeys(names, 1 << 20)) == [names]
-    groups = in_groups(taps, dict.fromkeys(names, 30 << 20))
+    groups = in_groups(taps, dict.fromkeys(names, 15 << 20))
     assert [name for group in groups for name in group] == names
     assert {len(group) for group in groups[:-1]} == {2}
     assert in_groups(taps, dict.fromkeys(names, 1 << 30)) == [[name] for name in names]
@@ -267,4 +284,4 @@ def test_what_cannot_be_compared_is_refused_in_words(tmp_path, left, right, said
 def test_stages_are_of_a_line(tmp_path):
     graph = two_blocks(tmp_path / "a.onnx")
     with pytest.raises(UsageError, match="not a line with stages"):
-        compare(str(graph), str(graph), stages=True)
+        compare(str(graph), str(graph), Asked(stages=True))

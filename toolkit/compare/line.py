@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import gc
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit import plugins
+from toolkit.continuation import with_continuations
+from toolkit.memory import Weights
 from toolkit.progress import Watch
 from toolkit.workbench import export_module, quantize_graph
 
@@ -36,20 +37,30 @@ class Line:
             row.said = f"{spec.architecture}, {spec.weights} weights from {spec.source}"
             return plugins.family(spec.family).load(spec)
 
-    @cached_property
+    @property
     def golden(self) -> tuple[Tensors, ...]:
-        """The family's own few inputs."""
-        return plugins.family(self.plan.spec.family).golden(self.plan.spec)
+        """The family's own few inputs; of a language model also steps with a past, which the export found."""
+        return self._made[1]
 
-    @cached_property
+    @property
     def exported(self) -> ExportedGraph:
         """The canonical graph. The model is let go."""
+        return self._made[0]
+
+    @cached_property
+    def _made(self) -> tuple[ExportedGraph, tuple[Tensors, ...]]:
+        from exporters.reference import TorchSession
+
         module = self.load()
+        weights = Weights(module)
+        golden = plugins.family(self.plan.spec.family).golden(self.plan.spec)
+        if self.plan.spec.decoder is not None:
+            golden = with_continuations(TorchSession(module), golden)
         with self.watch.stage("export"):
-            graph = export_module(module, self.plan, self.golden, self.folder / "export")
+            graph = export_module(module, self.plan, golden, self.folder / "export")
         del module
-        gc.collect()
-        return graph
+        weights.free()
+        return graph, golden
 
     @cached_property
     def quantized(self) -> QuantizedGraph:

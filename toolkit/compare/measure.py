@@ -19,6 +19,7 @@ from toolkit.compare.store import Store
 from toolkit.compare.taps import Taps, in_groups
 from toolkit.drift import metrics
 from toolkit.errors import StageError
+from toolkit.memory import give_back
 from toolkit.types import Tensors
 
 __all__ = ["Measured", "Seen", "measure_taps"]
@@ -100,6 +101,7 @@ class _Run:
                         self._compare(index, batch, name, answers.pop(name))
             finally:
                 session.close()
+                give_back()
         self.measured.error = _distribution(self._errors())
 
     def alone(self) -> None:
@@ -118,6 +120,7 @@ class _Run:
                         self._add_alone(index, batch, name, array)
             finally:
                 session.close()
+                give_back()
 
     def _groups(self, names: Iterable[str]) -> list[list[str]]:
         return in_groups(self._taps, {name: self._store.largest(self._keys[name]) for name in names})

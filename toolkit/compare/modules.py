@@ -23,6 +23,9 @@ _INTEGERS = frozenset({"ArgMax", "DynamicQuantizeLinear", "NonZero", "QuantizeLi
 _BOOLEANS = frozenset({"And", "Equal", "Greater", "GreaterOrEqual", "IsNaN", "Less", "LessOrEqual", "Not", "Or"})
 
 
+_RANDOM = frozenset({"Bernoulli", "RandomNormal", "RandomUniform"})
+
+
 @dataclass(frozen=True, slots=True)
 class Module:
     """A module whose output is one tensor; `entering` is the tensor that a leaf reads, where it reads only one.
@@ -56,6 +59,7 @@ class Modules:
         self._outputs = {value.name for value in graph.output}
         self._weights = {tensor.name for tensor in graph.initializer}
         self._inputs = {value.name for value in graph.input} - self._weights
+        self._constants = self._constant_tensors()
         self._types = self._tensor_types()
         self.floats = frozenset(name for name, dtype in self._types.items() if dtype in FLOATS)
         self.modules = tuple(sorted(self._modules(), key=lambda each: (each.order, -each.path.count("."))))
@@ -122,19 +126,21 @@ class Modules:
 
     def _leaving(self, nodes: set[int]) -> list[str]:
         """Floats that somebody outside reads; outputs of the model only where there is nothing else, as a cache."""
-        made = [name for index in sorted(nodes) for name in self._nodes[index].output if name in self.floats]
+        outputs = (name for index in sorted(nodes) for name in self._nodes[index].output)
+        made = [name for name in outputs if name in self.floats and name not in self._constants]
         read = [name for name in made if set(self._readers[name]) - nodes]
-        # A stored form, which other readers share, is no output of the module that is named on its node.
-        plain = [name for name in read if not self._is_stored_form(name, nodes)]
+        # What is stored for its readers is no output of the module that is named on those nodes, but what is before it.
+        plain = dict.fromkeys(self._before_storing(name) for name in read if not self._is_stored_form(name, nodes))
         answers = [name for name in made if name in self._outputs]
         inner = [name for name in plain if name not in self._outputs]
-        return inner or answers
+        # One tensor in several number types is one tensor.
+        return list({self._source(name): name for name in reversed(inner or answers)}.values())
 
     def _entering(self, nodes: set[int]) -> list[str]:
         read = (name for index in sorted(nodes) for name in self._nodes[index].input)
         sources = (self._source(name) for name in read if name in self._producer or name in self._inputs)
         outside = (name for name in sources if self._producer.get(name, -1) not in nodes)
-        return [name for name in dict.fromkeys(outside) if name in self.floats]
+        return [name for name in dict.fromkeys(outside) if name in self.floats and name not in self._constants]
 
     def _is_stored_form(self, name: str, nodes: set[int]) -> bool:
         """Whether the tensor is, in another form, one that enters from outside."""
@@ -142,14 +148,34 @@ class Modules:
         return source != name and self._producer.get(source, -1) not in nodes
 
     def _source(self, name: str) -> str:
+        return list(self._forms(name))[-1]
+
+    def _before_storing(self, name: str) -> str:
+        """The tensor before it was quantized or smoothed; a cast alone is the module's own."""
+        forms = list(self._forms(name))
+        stored = [index for index, form in enumerate(forms[:-1]) if self.kind(form) != "Cast"]
+        return forms[stored[-1] + 1] if stored else name
+
+    def _forms(self, name: str) -> Iterator[str]:
+        """The tensor, and what it was before each change of how it is stored."""
+        yield name
         while (index := self._producer.get(name)) is not None:
             node = self._nodes[index]
-            above = next((each for each in node.input if each in self._producer or each in self._inputs), None)
+            made = (each for each in node.input if each in self._producer or each in self._inputs)
+            above = next((each for each in made if each not in self._constants), None)
             smoothing = node.op_type == "Mul" and any(each.endswith(_SMOOTHING) for each in node.input)
             if above is None or not (smoothing or node.op_type in _PRECISION):
-                break
+                return
             name = above
-        return name
+            yield name
+
+    def _constant_tensors(self) -> set[str]:
+        """Weights, and what is made of nothing else, as a weight that is cast or dequantized."""
+        found = set(self._weights)
+        for node in self._nodes:
+            if all(name in found for name in node.input if name) and node.op_type not in _RANDOM:
+                found |= set(node.output)
+        return found
 
     def _tensor_types(self) -> dict[str, int]:
         graph = self.proto.graph

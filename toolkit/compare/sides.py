@@ -35,10 +35,9 @@ _TAKES = (
 
 @dataclass(frozen=True, slots=True)
 class GraphFile:
-    """A graph, whether 16-bit numbers are rounded where the CPU would not, and what to say of where it comes from."""
+    """A graph, and what to say of where it comes from."""
 
     path: Path
-    rounded: bool
     said: str = ""
 
 
@@ -46,7 +45,8 @@ class GraphFile:
 class Side:
     """One side: `graph` makes that of a stage where it is not there, `load` the PyTorch model, `inputs` reads them.
 
-    `stage` is the one that was asked for, and None for a graph file, which has no others.
+    `stage` is the one that was asked for, and None for a graph file, which has no others. `assets` is the folder with
+    the tokenizer or the image processor, `line` what the side is made by, where it is not just a graph.
     """
 
     label: str
@@ -56,6 +56,8 @@ class Side:
     inputs: Callable[[], Sequence[Tensors]] | None = None
     spec: ModelSpec | None = None
     gate: Gate = field(default_factory=Gate)
+    assets: Path | None = None
+    line: Callable[[], Line] | None = None
 
     def own_graph(self) -> GraphFile:
         """The graph of the side's own stage."""
@@ -88,7 +90,7 @@ def open_side(text: str, folder: Path, watch: Watch, target: str = "") -> Side:
     if path.is_file():
         if stage is not None:
             raise UsageError(f"{path} is a graph and has no stage '{stage}'", hint="Leave out the part behind @.")
-        return Side(text, None, lambda _: GraphFile(path, rounded=True))
+        return Side(text, None, lambda _: GraphFile(path))
     there = "is no bundle: it has no manifest.json" if path.is_dir() else "is not there"
     raise UsageError(f"{name} {there}", hint=f"{_TAKES}may follow.")
 
@@ -119,12 +121,15 @@ def _of_recipe(text: str, path: Path, stage: str | None, folder: Path, watch: Wa
 def _of_line(text: str, stage: str, line: Line, inputs: Callable[[], Sequence[Tensors]]) -> Side:
     def graph(which: str) -> GraphFile:
         if which == "export":
-            return GraphFile(line.exported.path, rounded=True)
+            return GraphFile(line.exported.path)
         if which == "quantize":
-            return GraphFile(line.quantized.path, rounded=True)
+            return GraphFile(line.quantized.path)
         return _shipped(line.lowered.path, line.target.runtime, which)
 
-    return Side(text, stage, graph, line.load, inputs, line.plan.spec, line.plan.scheme_gate(line.target.scheme))
+    spec, source = line.plan.spec, Path(line.plan.spec.source)
+    gate = line.plan.scheme_gate(line.target.scheme)
+    assets = source if source.is_dir() else None
+    return Side(text, stage, graph, line.load, inputs, spec, gate, assets, lambda: line)
 
 
 def _of_bundle(text: str, path: Path, stage: str | None, folder: Path, watch: Watch) -> Side:
@@ -139,7 +144,7 @@ def _of_bundle(text: str, path: Path, stage: str | None, folder: Path, watch: Wa
     def graph(which: str) -> GraphFile:
         if which in ("lower", "engine"):
             return _shipped(bundle.path(manifest.graph), target.runtime, which)
-        return GraphFile(line().exported.path if which == "export" else line().quantized.path, rounded=True)
+        return GraphFile(line().exported.path if which == "export" else line().quantized.path)
 
     return Side(
         text,
@@ -149,13 +154,14 @@ def _of_bundle(text: str, path: Path, stage: str | None, folder: Path, watch: Wa
         lambda: golden(bundle)[0],
         manifest.spec(),
         manifest.check_gate,
+        bundle.assets,
+        line,
     )
 
 
 def _shipped(path: Path, runtime: str, stage: str) -> GraphFile:
-    ours = runtime == _CPU_RUNTIME
-    told = "" if ours or stage != "engine" else "the graph of the engine, which shows no inner tensors"
-    return GraphFile(path, rounded=not ours, said=told)
+    shows = runtime == _CPU_RUNTIME or stage != "engine"
+    return GraphFile(path, "" if shows else "the graph of the engine, which shows no inner tensors")
 
 
 def _plan_of(bundle: Bundle, target: Target) -> Plan:

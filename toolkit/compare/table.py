@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 
-from toolkit.compare.result import Comparison, ModuleDrift
+from toolkit.compare.result import Comparison, HeadDrift, ModuleDrift
 
-__all__ = ["COLUMNS", "module_rows", "stage_rows", "verdict"]
+__all__ = ["COLUMNS", "HEAD_COLUMNS", "head_rows", "module_rows", "stage_rows", "verdict"]
 
 COLUMNS = ("module", "kind", ">SQNR dB", ">added", ">max |ref|", ">max |cand|", ">max |weight|", "")
+HEAD_COLUMNS = ("attention", ">worst head", ">divergence", ">entropy, nats", ">same top token")
 _LARGEST_HALF = 65504.0
 _NEAR = 0.5
 """The share of the largest float16 from which a magnitude is marked: twice as much overflows."""
@@ -55,6 +56,25 @@ def stage_rows(comparison: Comparison) -> Iterator[tuple[str, ...]]:
         if any(module.module in column for column in columns):
             levels = [column.get(module.module) for column in columns]
             yield (module.module, *(_number(level, ".1f") for level in levels), _number(module.sqnr_db, ".1f"))
+
+
+def head_rows(comparison: Comparison, top: int | None = None) -> Iterator[tuple[str, ...]]:
+    """Each layer's head whose attention looks elsewhere most; of the `top` such heads, the worst first."""
+    worst: dict[str, HeadDrift] = {}
+    for head in comparison.attention:
+        if head.module not in worst or head.divergence > worst[head.module].divergence:
+            worst[head.module] = head
+    heads = list(worst.values())
+    if top is not None:
+        heads = sorted(comparison.attention, key=lambda head: -head.divergence)[:top]
+    for head in heads:
+        yield (
+            head.module,
+            str(head.head),
+            _number(head.divergence, ".1e"),
+            f"{head.reference_entropy:.2f} → {head.candidate_entropy:.2f}",
+            f"{100 * head.top1_agreement:.1f}%",
+        )
 
 
 def _advice(comparison: Comparison, first: ModuleDrift) -> str:

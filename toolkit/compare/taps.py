@@ -21,7 +21,7 @@ from toolkit.types import Tensors
 
 __all__ = ["Taps", "expected_bytes", "find_taps", "in_groups"]
 
-_SMALLEST_GROUP = 1 << 26
+_SMALLEST_GROUP = 1 << 25
 """Bytes of tapped tensors that are never worth another pass over the model."""
 
 
@@ -84,11 +84,11 @@ def find_taps(graph: TappedGraph) -> Taps:
 
 
 def in_groups(taps: Taps, sizes: Mapping[str, int]) -> list[list[str]]:
-    """The tensors, whose bytes are given, in groups of at most a quarter of the model's bytes: memory is bounded.
+    """The tensors, whose bytes are given, in groups of at most an eighth of the model's bytes: memory is bounded.
 
     A graph answers all its outputs at once; every group is a pass of its own.
     """
-    limit = max(_SMALLEST_GROUP, taps.graph.weight_bytes // 4)
+    limit = max(_SMALLEST_GROUP, taps.graph.weight_bytes // 8)
     groups: list[list[str]] = [[]]
     room = limit
     for name, size in sizes.items():
