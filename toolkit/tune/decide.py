@@ -81,6 +81,14 @@ def _dominates(other: tuple[float, ...], point: tuple[float, ...]) -> bool:
     return other != point and all(theirs >= own for theirs, own in zip(other, point, strict=True))
 
 
+def _fastest(trials: Sequence[Trial]) -> Trial | None:
+    return max((trial for trial in trials if trial.status == "measured"), key=_ratio, default=None)
+
+
+def _ratio(trial: Trial) -> float:
+    return trial.ratio or 0.0
+
+
 def _sqnr(trial: Trial) -> float:
     return -math.inf if trial.sqnr_db is None else trial.sqnr_db
 
@@ -100,7 +108,7 @@ def _why_not(others: Sequence[Trial], base: Trial, objective: Objective, gate: G
     if within and objective == "size":
         return "Nothing within the gate is smaller than fp32."
     if within:
-        fastest = max(within, key=lambda trial: trial.ratio or 0.0)
+        fastest = max(within, key=_ratio)
         smaller = f" ({byte_words(fastest, base)})" if objective == "both" else ""
         return f"No lower precision pays here: the fastest within the gate, {changes_of(fastest)}, is " + (
             f"{speed_words(fastest)}{smaller}."
@@ -122,7 +130,9 @@ def _about_int8(trials: Sequence[Trial], winner: Trial, objective: Objective) ->
     tried = [trial for trial in trials if scheme_of(trial).startswith("int8")]
     within = [trial for trial in tried if trial.status == "measured"]
     if within:
-        fastest = max(within, key=lambda trial: trial.ratio or 0.0)
+        fastest = max(within, key=_ratio)
+        if winner is trials[0] and fastest is _fastest(trials[1:]):
+            return ""
         verb = "pays less" if pays(fastest, trials[0], objective) else "does not pay"
         return f"int8 {verb}: at best {speed_words(fastest)}."
     drifted = [trial for trial in tried if trial.status == "drifted"]
