@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from quantize.half_precision import HALF, cast_error
 from quantize.linears import EXCLUDED, add_initializer, drop_unused, find_linears
+from quantize.matmuls import gemms_to_matmuls
 from quantize.nodes import constant, keep_in_fp32, lift_constants, map_tensor, module_path, new_node, unused_name
 from quantize.tables import find_tables, tie
 from toolkit import plugins
@@ -80,6 +81,7 @@ def _chosen(model: ir.Model, recipe: QuantConfig, *, tied: bool) -> dict[_Unit, 
     if not (recipe.layers or recipe.exclude):
         return {}
     lift_constants(model)
+    _refuse_unknown(recipe)
     units = _units(model.graph, tied=tied)
     _require_matches(units, recipe)
     chosen = {unit: _precision(unit, recipe) for unit in units}
@@ -97,6 +99,7 @@ def _in_blocks(spec: ModelSpec, recipe: QuantConfig) -> bool:
 
 def _units(graph: ir.Graph, *, tied: bool) -> list[_Unit]:
     if tied:
+        gemms_to_matmuls(graph)
         tie(graph)
     tables = find_tables(graph) if tied else []
     heads = {node for table in tables for node in table.heads}
@@ -124,6 +127,18 @@ def _precision(unit: _Unit, recipe: QuantConfig) -> str:
     if any(unit.matches(pattern) for pattern in recipe.exclude):
         return _LEFT
     return next((precision for pattern, precision in recipe.layers if unit.matches(pattern)), _OWN)
+
+
+def _refuse_unknown(recipe: QuantConfig) -> None:
+    """A precision that nothing here writes would leave its Linears as they are, and say nothing."""
+    halves = () if recipe.weights == "bfloat16" else ("fp16",)
+    known = dict.fromkeys(("fp32", *halves, *filter(None, [_own(recipe)]), *recipe.others))
+    for pattern, precision in recipe.layers:
+        if precision not in known:
+            raise UsageError(
+                f"the recipe gives '{pattern}' {precision}, which cannot stand beside {recipe.weights} weights",
+                hint=f"Allowed here: {', '.join(known)}.",
+            )
 
 
 def _refuse_convolutions(chosen: Mapping[_Unit, str]) -> None:

@@ -153,6 +153,22 @@ def test_a_weight_that_float16_does_not_hold_is_refused(tmp_path: Path) -> None:
         quantized("int8", "layers=block.fc1:fp16", tmp_path, model)
 
 
+@pytest.mark.parametrize(("scheme", "precision"), [("fp16", "int8"), ("fp8", "int4"), ("bf16", "fp16")])
+def test_what_a_scheme_cannot_be_mixed_with_is_refused_without_a_plan_too(
+    scheme: str, precision: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=f"{precision}, which cannot stand beside") as caught:
+        quantized(scheme, f"layers=*.fc1:{precision}", tmp_path)
+    assert "fp32" in caught.value.hint
+
+
+@pytest.mark.parametrize(("scheme", "stored"), [("fp8", "float8e4m3fn"), ("nvfp4", "float4e2m1")])
+def test_float_schemes_leave_what_is_named(scheme: str, stored: str, tmp_path: Path) -> None:
+    found = precisions(quantized(scheme, "layers=*.fc1:fp16;*.q_proj:fp32", tmp_path).path)
+    assert (found["block.fc1"], found["block.attention.q_proj"]) == ("float16", "float")
+    assert found["block.attention.k_proj"].partition("/")[0] == stored
+
+
 def test_all_in_fp32_is_no_scheme(tmp_path: Path) -> None:
     with pytest.raises(StageError, match="changed no node"):
         quantized("int8-dynamic", "layers=*:fp32", tmp_path)

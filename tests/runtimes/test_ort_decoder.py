@@ -8,6 +8,7 @@ import onnx_ir as ir
 import pytest
 from ort_graphs import CachedCase, decoder_feeds, exported_decoder
 
+from quantize import quantize
 from runtimes import portable_session
 from runtimes._onnxruntime.decoder import OrtDecoder
 from runtimes._onnxruntime.engine import zero_inputs
@@ -18,6 +19,9 @@ from runtimes.ort_cpu import RUNTIME
 from runtimes.ort_cuda import RUNTIME as CUDA_RUNTIME
 from toolkit.errors import UsageError
 from toolkit.generation.session_decoder import SessionDecoder
+from toolkit.recipe.changes import parse_changes
+from toolkit.recipe.layers import recipe_of_scheme
+from toolkit.types import ExportedGraph
 
 LIMIT = 24
 KINDS = {
@@ -263,3 +267,20 @@ def test_tables_end_where_the_spec_does(tmp_path):
     lowered = RUNTIME.lower(short, tmp_path / "lowered")
     table = next(node for node in ir.load(lowered.path).graph if node.op_type == "GroupQueryAttention").inputs[7]
     assert table.shape[0] == 20
+
+
+def test_layers_of_several_precisions_keep_their_numbers(llama_last, tmp_path):
+    """What is merged, packed or fed to the cache's attention in one precision must not be so in four."""
+    source, _ = llama_last
+    changes = parse_changes("layers=*.q_proj:int4;*.k_proj:fp32;*.o_proj:fp16;*.0.mlp.*:int4;lm_head:fp16")
+    recipe = recipe_of_scheme(changes, "int8", source.spec)
+    exported = ExportedGraph(source.path, source.sha256, source.spec)
+    graph = quantize(exported, "int8", None, tmp_path / "quantized", recipe=recipe)
+    lowered = RUNTIME.lower(graph, tmp_path / "lowered")
+    feeds = decoder_feeds(source.spec, 2, 5, 0)
+    expected, found = (portable_session(each.path).run(feeds)["logits"] for each in (graph, lowered))
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max(), rtol=0)
+    nodes = [node.op_type for node in ir.load(lowered.path).graph]
+    # Gate and up of a layer are alike, so they are one product; query, key and value are not.
+    assert nodes.count("BlockLinear") + nodes.count("MatMulNBits") == 8
+    assert nodes.count("MatMul") == 5

@@ -68,11 +68,12 @@ class _Setting(click.ParamType[Any]):
         return key.strip(), text.strip()
 
 
-class _Folder(click.Path):
+class _Named(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """As click's, but an empty text, as of an unset shell variable, is not the current folder."""
         if not str(value).strip():
-            self.fail("the name is empty; give a folder, or . for this one", param, ctx)
+            what = "a folder, or . for this one" if self.dir_okay else "a file, or - for standard output"
+            self.fail(f"the name is empty; give {what}", param, ctx)
         return super().convert(value, param, ctx)
 
 
@@ -81,7 +82,7 @@ class _Folder(click.Path):
 @click.option("--target", "targets", multiple=True, help="<runtime>-<scheme>, as trt-int8; repeatable.")
 @click.option(
     "--output",
-    type=_Folder(path_type=Path, file_okay=False),
+    type=_Named(path_type=Path, file_okay=False),
     default=Path("bundles"),
     show_default=True,
     help="Folder for the bundles, each in <model>-<target>.",
@@ -111,7 +112,7 @@ class _Folder(click.Path):
     "--write-recipe",
     "recipe_file",
     metavar="FILE|-",
-    type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
+    type=_Named(path_type=Path, dir_okay=False, allow_dash=True),
     help="Write the recipe that stands for all of this, and stop.",
 )
 @click.option("--arch", "architectures", type=_Architectures(), help="GPU architectures, one engine each: sm80,sm89.")
@@ -152,7 +153,7 @@ def command(
     from toolkit import console
     from toolkit.pipeline import export
     from toolkit.progress import Rows, Silent
-    from toolkit.recipe.command import plan_of
+    from toolkit.recipe.command import located, plan_of
 
     given = {name: value for name, value in options.items() if _is_given(context, name)}
     the_plan = plan_of(recipes, _fields(given))
@@ -163,7 +164,8 @@ def command(
     elif dry_run:
         click.echo(the_plan.describe())
     else:
-        bundles = export(the_plan, Silent() if as_json else Rows(console.progress()))
+        with located(recipes):
+            bundles = export(the_plan, Silent() if as_json else Rows(console.progress()))
         (_emit if as_json else _print)(bundles)
 
 
@@ -219,12 +221,13 @@ def _options(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _calibration(given: dict[str, Any]) -> dict[str, Any]:
-    from toolkit.recipe.document import Data
-
+    """The same with the fields of the section `calibration` that the option stands for."""
     text = given.pop("calibration", None)
     if text is None:
         return given
-    return given | {"calibration": Data(count=int(text)) if text.isdecimal() else Data(source=text)}
+    if text.isdecimal() and not int(text):
+        raise UsageError("--calibration 0 leaves no samples to calibrate on", hint="Give at least one.")
+    return given | {"calibration": {"source": "", "count": int(text)} if text.isdecimal() else {"source": text}}
 
 
 def _command_line() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ __all__ = ["dump_recipe", "place_of", "read_recipe", "write_recipe"]
 
 _HINT = "toolkit export … --write-recipe FILE writes one that is right."
 _QUOTES = 'A pattern that begins with * wants quotes, as "*.fc1": fp32.'
-_BYTES, _ENTRIES, _DEPTH = 1 << 20, 10_000, 16
+_BYTES, _ENTRIES, _DEPTH, _OPEN = 1 << 20, 10_000, 16, 256
 """What no recipe needs: beyond it a file is an accident or an attack, as aliases of aliases."""
+_BRACKETS = {**dict.fromkeys(b"[{", 1), **dict.fromkeys(b"]}", -1)}
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -94,7 +96,9 @@ def _load(path: Path) -> CommentedMap:
 def _text(path: Path) -> str:
     with path.open("rb") as file:
         data = file.read(_BYTES + 1)
-    if len(data) > _BYTES:
+    # The parser takes time that grows with the square of open brackets before it gives up.
+    open_brackets = accumulate(_BRACKETS.get(byte, 0) for byte in data)
+    if len(data) > _BYTES or max(open_brackets, default=0) > _OPEN:
         raise _too_much(path)
     return data.decode("utf-8-sig")
 

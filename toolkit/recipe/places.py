@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from toolkit.errors import ToolkitError
+from toolkit.errors import UnsupportedError, UsageError
 from toolkit.recipe.document import Recipe
 from toolkit.recipe.file import place_of
 
@@ -24,7 +24,7 @@ def naming(path: Path, recipe: Recipe) -> Iterator[None]:
     """Let errors of the block begin with file, line and column, where they name something that the file says."""
     try:
         yield
-    except ToolkitError as error:
+    except (UsageError, UnsupportedError) as error:
         if location := _meant(str(error), recipe):
             error.args = (f"{place_of(path, location)}: {error}",)
         raise
@@ -44,6 +44,9 @@ def _names(recipe: Recipe) -> Iterator[tuple[str, Location]]:
     """What a message calls each part of the file."""
     values = recipe.model_dump(by_alias=True, exclude_defaults=True)
     yield from ((target, ("targets", index)) for index, target in enumerate(recipe.targets))
+    changes = recipe.quantization
+    yield from ((f"'{pattern}'", ("quantization", "layers", pattern)) for pattern in changes.layers)
+    yield from ((f"'{pattern}'", ("quantization", "exclude", index)) for index, pattern in enumerate(changes.exclude))
     for section in ("dims", "gate", "quantization"):
         yield from ((key, (section, key)) for key in values.get(section, {}))
     for key in values.get("build", {}):

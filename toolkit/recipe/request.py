@@ -65,13 +65,18 @@ def recipe_of(request: Request) -> Recipe:
 
 
 def recipe_for(request: Request, target: Target, spec: ModelSpec) -> Recipe:
-    """The recipe of one of the request's targets, without what only the others have a use for; its paths absolute."""
+    """The recipe of one of the request's targets, without what only the others have a use for.
+
+    Its paths are absolute, and a model of the Hub is pinned to the commit that was found.
+    """
     schemes = schemes_used(request.recipe, target.scheme, spec)
     changes = taken(request.recipe, (plugins.scheme(name).recipe(spec) for name in schemes))
     options = plugins.find("runtimes", target.runtime).literals.get("OPTIONS", ())
     others = {ours: getattr(DEFAULT_OPTIONS, ours) for ours, flag in OPTION_FLAGS.items() if flag not in options}
     chosen = replace(request.options, **others)
-    return anchored(recipe_of(replace(request, targets=(str(target),), recipe=changes, options=chosen)))
+    revision = spec.revision or request.revision
+    one = replace(request, targets=(str(target),), recipe=changes, options=chosen, revision=revision)
+    return anchored(recipe_of(one))
 
 
 def _options(build: Build) -> TargetOptions:

@@ -39,11 +39,13 @@ def bounds_of(graph: ir.Graph) -> dict[str, float]:
 
 
 def weight_of(value: ir.Value | None) -> np.ndarray | None:
-    """The numbers of a weight, dequantized in float32 where it is stored as integers; None where it is computed."""
+    """The numbers of a weight, in float32 where it is stored as integers or cast; None where it is computed."""
     tensor = value.const_value if value is not None else None
     if tensor is not None:
         return _numbers(tensor)
     node = value.producer() if value is not None else None
+    if node is not None and node.op_type == "Cast" and (stored := weight_of(node.inputs[0])) is not None:
+        return stored.astype(np.float32)
     if node is None or node.op_type != "DequantizeLinear":
         return None
     # A block's scale may be stored in 8 bits itself.
