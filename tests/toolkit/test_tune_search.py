@@ -154,6 +154,8 @@ def test_time_that_is_used_up_begins_no_trial_and_an_interruption_keeps_what_the
     assert again.trials == left.trials
     assert not again.finished
     assert "The search is not finished" in again.verdict
+    new = prepare(Request(model=MODEL, targets=(), output=tmp_path / "new"), "ort-cpu", "size")
+    assert [trial.target for trial in new.run(Silent(), minutes=0).trials] == ["ort-cpu-fp32"]
 
 
 def test_what_cannot_be_searched_is_refused_before_any_weight_is_read(tmp_path):

@@ -36,14 +36,17 @@ class Ended(Exception):  # noqa: N818 - it ends a search, it is no error
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """When no further trial begins: a moment of `time.monotonic()`, and a number of trials in all."""
+    """When no further trial begins: a moment of `time.monotonic()`, and a number of trials in all.
+
+    The first, fp32, is always tried: without it there is nothing to say.
+    """
 
     until: float
     trials: int | None = None
 
     def require(self, done: int) -> None:
         """Raise Ended where that is reached."""
-        if time.monotonic() >= self.until or (self.trials is not None and done >= self.trials):
+        if done and (time.monotonic() >= self.until or (self.trials is not None and done >= self.trials)):
             raise Ended
 
 
