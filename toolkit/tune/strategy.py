@@ -1,5 +1,6 @@
 """In which order recipes are tried: whole schemes, then each scheme's knobs, then mixes of precisions by module.
 
+Schemes that solve for their weights on data take minutes a trial, so they come when the others are done.
 The order depends on nothing but the trials so far, so a search that is taken up again tries the same.
 """
 
@@ -72,16 +73,25 @@ def search(laboratory: Laboratory, schemes: Sequence[str], objective: Objective,
         return
     aim = _Aim(base, objective, gate)
     ordered = [scheme for scheme in _ORDER if scheme in schemes]
-    whole = {scheme: laboratory.trial(scheme, Quantization()) for scheme in ordered}
+    slow = [scheme for scheme in ordered if laboratory.recipe(scheme).calibration == "hessian"]
+    best: dict[str, Trial] = {}
+    for group in ([scheme for scheme in ordered if scheme not in slow], slow):
+        best |= _explore(laboratory, group, aim)
+    if objective != "speed" and {"int8", "int4"} <= set(best) and best["int8"].status == "measured":
+        _tighten(laboratory, best["int8"], aim)
+
+
+def _explore(laboratory: Laboratory, schemes: Sequence[str], aim: _Aim) -> dict[str, Trial]:
+    """Try the schemes as they are, then what can be changed of those with a chance; answers the best of each."""
+    whole = {scheme: laboratory.trial(scheme, Quantization()) for scheme in schemes}
     best: dict[str, Trial] = {}
     for scheme, trial in whole.items():
-        if _hopeless(trial, objective):
+        if _hopeless(trial, aim.objective):
             continue
         best[scheme] = _tune_knobs(laboratory, scheme, trial, aim)
         if best[scheme].status == "drifted":
             _relax(laboratory, scheme, best[scheme], aim)
-    if objective != "speed" and {"int8", "int4"} <= set(best) and best["int8"].status == "measured":
-        _tighten(laboratory, best["int8"], aim)
+    return best
 
 
 def knobs(recipe: QuantConfig) -> Mapping[str, tuple[Any, ...]]:
