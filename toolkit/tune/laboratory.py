@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from runtimes import portable_session
 from toolkit import disk, plugins
 from toolkit.drift.gates import judge
 from toolkit.drift.table import task_words
@@ -143,9 +144,19 @@ class Bench:
             "task": task_words(drift.task) if drift.task else "",
             "bytes": engine_bytes(attempt.engine),
         }
-        if not drift.passed:
-            return blank.model_copy(update={**facts, "status": "drifted", "reason": "; ".join(drift.failures)})
+        broken = drift.failures or self._quantized(attempt)
+        if broken:
+            return blank.model_copy(update={**facts, "status": "drifted", "reason": "; ".join(broken)})
         return blank.model_copy(update={**facts, "status": "measured", **self._timed(attempt)})
+
+    def _quantized(self, attempt: Attempt) -> tuple[str, ...]:
+        """What the graph before lowering breaks of the gate: an export holds each stage to it, by a hair's breadth."""
+        path, bench = attempt.quantized.path, self.workbench
+        if path == bench.exported.path:
+            return ()
+        session = portable_session(path)
+        drift = judge(bench.reference.drift("quantize", session, bench.plan, self.gate), self.gate)
+        return tuple(f"stage 'quantize': {broken}" for broken in drift.failures)
 
     def _timed(self, attempt: Attempt) -> dict[str, float]:
         if self.workload is None:
