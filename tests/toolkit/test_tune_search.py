@@ -18,14 +18,16 @@ from toolkit.cli import main
 from toolkit.errors import UnsupportedError, UsageError
 from toolkit.plan import Request, plan
 from toolkit.progress import Silent
-from toolkit.recipe.document import Quantization
+from toolkit.recipe.document import Quantization, Recipe
 from toolkit.recipe.file import read_recipe
 from toolkit.recipe.request import request_of
 from toolkit.target import Target
-from toolkit.tune.result import read_tuning
+from toolkit.tune.laboratory import Bench, Limits
+from toolkit.tune.record import Record
+from toolkit.tune.result import Trial, read_tuning
 from toolkit.tune.search import prepare
 from toolkit.tune.sensitivity import module_noises
-from toolkit.types import ExportedGraph
+from toolkit.types import ExportedGraph, Gate
 from toolkit.workbench import Workbench
 
 MODEL = "vit-digits"
@@ -198,3 +200,19 @@ def test_a_harmful_module_makes_the_most_noise(bench, scheme):
     recipe = replace(plugins.scheme(scheme).recipe(bench.plan.spec), smoothing=None)
     noises = module_noises(harmed, recipe, bench.calibration)
     assert max(noises, key=lambda each: each.noise).module == name
+
+
+@pytest.mark.heavy
+def test_the_quantized_graph_is_held_to_the_gate_as_an_export_holds_it(bench, tmp_path):
+    close = bench.attempt(Target("ort-cpu", "int8"), Quantization())
+    coarse = bench.attempt(Target("ort-cpu", "int4"), Quantization(rounding="nearest"))
+    levels = [each.drift.worst().sqnr_db for each in (close, coarse)]
+    assert levels[1] < levels[0] - 3
+    record = Record(tmp_path, {}, lambda trial: Recipe(model=MODEL, targets=(trial.target,)))
+    gate = Gate(min_sqnr_db=sum(levels) / 2)
+    trials = Bench(bench, "ort-cpu", gate, record, Limits(0.0), Silent())
+    blank = Trial(index=1, target="ort-cpu-int8", status="failed")
+    assert trials._judged(blank, close).status == "measured"
+    broken = trials._judged(blank, replace(close, quantized=coarse.quantized))
+    assert broken.status == "drifted"
+    assert broken.reason.startswith("stage 'quantize': output 'logits': SQNR")
