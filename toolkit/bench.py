@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from toolkit.types import Dim, Tensors, TensorSpec
 
 __all__ = [
-    "REST_SECONDS", "BenchReport", "Contender", "Ratio", "Result", "Settings", "bench", "bench_bundle", "label_of",
+    "REST_SECONDS", "BenchReport", "Contender", "Ratio", "Result", "Settings", "bench", "bench_bundle", "check_sizes",
+    "label_of",
     "on_device", "sized_inputs", "turn_ratio",
 ]  # fmt: skip
 
@@ -157,10 +158,15 @@ def sized_inputs(
     dimension that the model does not have, or a size outside its range.
     """
     sizes = {name: dim.opt for name, dim in dims.items()}
+    check_sizes(wanted, dims)
+    sizes |= wanted
+    return {spec.name: _resized(sample[spec.name], spec, sizes) for spec in specs}, sizes
+
+
+def check_sizes(wanted: Mapping[str, int], dims: Mapping[str, Dim]) -> None:
+    """Raise UsageError for a dimension that there is not, or a size outside its range."""
     for name, size in wanted.items():
         _check_size(name, size, dims)
-        sizes[name] = size
-    return {spec.name: _resized(sample[spec.name], spec, sizes) for spec in specs}, sizes
 
 
 def _check_size(name: str, size: int, dims: Mapping[str, Dim]) -> None:

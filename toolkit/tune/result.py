@@ -43,8 +43,10 @@ class Trial(Frozen):
 class TuneResult(Frozen):
     """All trials of one search; trial 0 is fp32. `pareto` and `winner` are indices of trials within the gate.
 
+    `pareto` is the front of SQNR against what the objective names: speed (`ratio`), size (`bytes`), or all three.
     `verdict` is the answer in a sentence: what pays here, or that nothing does. `finished` is False where the time
-    budget ended the search.
+    budget, the limit of trials or an interruption ended the search. `settings` is what was asked for, with the hashes
+    of the exported graph and of the calibration data: trials of other settings are not to be mixed with these.
     """
 
     schema_version: Literal[1] = 1
@@ -60,6 +62,7 @@ class TuneResult(Frozen):
     winner: int | None = None
     verdict: str = ""
     finished: bool = True
+    settings: dict[str, Any] = Field(default_factory=dict)
 
 
 def read_tuning(path: Path) -> TuneResult:
