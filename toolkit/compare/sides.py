@@ -10,6 +10,7 @@ from typing import Any
 
 from toolkit.bundle.manifest import MANIFEST, Manifest
 from toolkit.bundle.read import Bundle, golden, open_bundle
+from toolkit.bundle.write import RECIPE
 from toolkit.compare.line import Line
 from toolkit.errors import ToolkitError, UnsupportedError, UsageError
 from toolkit.plan import Plan, Request, plan
@@ -24,7 +25,7 @@ __all__ = ["REFERENCE", "STAGES", "GraphFile", "Side", "open_side"]
 
 REFERENCE = "reference"
 STAGES = ("export", "quantize", "lower", "engine")
-_RECIPE = "recipe.yaml"
+
 _YAML = (".yaml", ".yml")
 _CPU_RUNTIME = "ort-cpu"
 _TAKES = (
@@ -167,13 +168,13 @@ def _shipped(path: Path, runtime: str, stage: str) -> GraphFile:
 def _plan_of(bundle: Bundle, target: Target) -> Plan:
     """How the bundle was made: by the recipe in it, else by its manifest where that says everything."""
     manifest = bundle.manifest
-    recipe = bundle.folder / _RECIPE
-    if _RECIPE in manifest.files and recipe.is_file():
+    recipe = bundle.folder / RECIPE
+    if RECIPE in manifest.files and recipe.is_file():
         request = request_of(read_recipe(recipe), folder=bundle.folder)
         return Plan(replace(request, targets=(str(target),)), manifest.spec(), (target,))
     if "--recipe" in manifest.command:
         raise UnsupportedError(
-            f"{bundle.folder} was made with --recipe and has no {_RECIPE}, so its stages cannot be made again",
+            f"{bundle.folder} was made with --recipe and has no {RECIPE}, so its stages cannot be made again",
             hint="Compare what ships, without @STAGE; or export it again, or give the recipe file itself.",
         )
     return Plan(_request_of(manifest, target), manifest.spec(), (target,))

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from toolkit.bundle.testdata import EVALUATION
+from toolkit.bundle.write import RECIPE
 from toolkit.page.blocks import Block, Cell, Column, Details, Group, Section, Table, foldable
 from toolkit.page.sources import Sources, Subject
 
 __all__ = ["provenance"]
 
 _FACTS = (Column("fact"), Column("value"))
-_RECIPE = "recipe.yaml"
 
 
 def provenance(sources: Sources) -> Section:
@@ -57,8 +57,8 @@ def _facts(subject: Subject) -> Iterator[tuple[str, str]]:
 
 def _recipe(subject: Subject) -> Iterator[Details]:
     """The recipe that the bundle carries, line by line, where it carries one."""
-    if _RECIPE not in subject.bundle.manifest.files:
+    if RECIPE not in subject.bundle.manifest.files:
         return
-    lines = subject.bundle.path(_RECIPE).read_text(encoding="utf-8", errors="replace").splitlines()
-    table = Table(_RECIPE, (Column("line"),), tuple((Cell(line, kind="name"),) for line in lines))
+    lines = subject.bundle.path(RECIPE).read_text(encoding="utf-8", errors="replace").splitlines()
+    table = Table(RECIPE, (Column("line"),), tuple((Cell(line, kind="name"),) for line in lines))
     yield Details("The recipe it was made with", (table,))
