@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Self
 
 from exporters import DEFAULT_OPSET
 from model_zoo import packed_weights
+from runtimes import portable_session
 from toolkit import plugins
 from toolkit.progress import Watch
 from toolkit.reference import Reference
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from toolkit.plan import Plan
     from toolkit.recipe.document import Quantization
     from toolkit.target import Target
-    from toolkit.types import Calibration, Engine, ExportedGraph, LoweredGraph, QuantizedGraph, Samples, Tensors
+    from toolkit.types import Calibration, Engine, ExportedGraph, Gate, LoweredGraph, QuantizedGraph, Samples, Tensors
 
 __all__ = ["Attempt", "Workbench", "export_module", "quantize_graph"]
 
@@ -119,3 +120,13 @@ class Workbench:
         engine = runtime.build(lowered, options)
         drift = self.reference.engine_drift(engine, target, plan)
         return Attempt(target, quantization, quantized, lowered, engine, drift, folder)
+
+    def quantized_drift(self, attempt: Attempt, gate: Gate) -> StageDrift | None:
+        """How far the attempt's graph was before it was lowered, held to `gate`: an export holds each stage to it.
+
+        None where the scheme changed nothing.
+        """
+        path = attempt.quantized.path
+        if path == self.exported.path:
+            return None
+        return self.reference.drift("quantize", portable_session(path), self.plan, gate)

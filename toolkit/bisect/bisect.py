@@ -22,7 +22,7 @@ from toolkit.target import Target
 
 if TYPE_CHECKING:
     from toolkit.drift.report import StageDrift
-    from toolkit.workbench import Workbench
+    from toolkit.workbench import Attempt, Workbench
 
 __all__ = ["bisect"]
 
@@ -140,9 +140,14 @@ class _Trials:
     def _measured(self, target: Target, quantization: Quantization) -> tuple[StageDrift, list[str]]:
         made = self.bench.attempt(target, quantization)
         try:
-            return made.drift, quantized_modules(made.quantized.path)
+            return self._worse(made), quantized_modules(made.quantized.path)
         finally:
             shutil.rmtree(made.folder, ignore_errors=True)
+
+    def _worse(self, made: Attempt) -> StageDrift:
+        """That of what ships, or of the graph before it was lowered where only that one breaks the gate."""
+        before = self.bench.quantized_drift(made, made.drift.gate) if made.drift.passed else None
+        return made.drift if before is None or before.passed else before
 
     def _note(self, excluded: Sequence[str], drift: StageDrift, start: float) -> BisectAttempt:
         seconds = round(time.monotonic() - start, 3)

@@ -9,7 +9,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from runtimes import portable_session
 from toolkit import disk, plugins
 from toolkit.drift.gates import judge
 from toolkit.drift.table import task_words
@@ -150,13 +149,9 @@ class Bench:
         return blank.model_copy(update={**facts, "status": "measured", **self._timed(attempt)})
 
     def _quantized(self, attempt: Attempt) -> tuple[str, ...]:
-        """What the graph before lowering breaks of the gate: an export holds each stage to it, by a hair's breadth."""
-        path, bench = attempt.quantized.path, self.workbench
-        if path == bench.exported.path:
-            return ()
-        session = portable_session(path)
-        drift = judge(bench.reference.drift("quantize", session, bench.plan, self.gate), self.gate)
-        return tuple(f"stage 'quantize': {broken}" for broken in drift.failures)
+        """What the graph before lowering breaks of the gate, which it may by a hair's breadth."""
+        drift = self.workbench.quantized_drift(attempt, self.gate)
+        return tuple(f"stage 'quantize': {broken}" for broken in drift.failures) if drift else ()
 
     def _timed(self, attempt: Attempt) -> dict[str, float]:
         if self.workload is None:
