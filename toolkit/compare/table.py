@@ -27,7 +27,7 @@ def verdict(comparison: Comparison) -> str:
         return f"{head}no module of {len(comparison.modules)} is below {comparison.threshold_db:g} dB{said}."
     moved = f"{first.module} ({first.kind}) is the first of {sum(m.bad for m in comparison.modules)} bad modules: "
     moved += first.failure or f"{_db(first.sqnr_db)}, the threshold is {comparison.threshold_db:g} dB"
-    return f"{head}{moved}. {_advice(comparison, first)}"
+    return f"{head}{_blame(comparison)}{moved}. {_advice(comparison, first)}"
 
 
 def module_rows(comparison: Comparison, top: int | None = None) -> Iterator[tuple[str, ...]]:
@@ -77,14 +77,21 @@ def head_rows(comparison: Comparison, top: int | None = None) -> Iterator[tuple[
         )
 
 
+def _blame(comparison: Comparison) -> str:
+    """Who adds most noise; told apart from modules that are bad since small noise of many has piled up."""
+    if not comparison.guilty:
+        return ""
+    worst = next(module for module in comparison.modules if module.module == comparison.guilty[0])
+    allowed = 10 ** (-comparison.threshold_db / 10)
+    alone = "more than the threshold allows" if (worst.added or 0.0) > allowed else "no single module too much"
+    return f"most noise is added by {worst.module}, {_share(worst.added)} of its signal's power ({alone}); "
+
+
 def _advice(comparison: Comparison, first: ModuleDrift) -> str:
-    worst = comparison.guilty[0] if comparison.guilty else ""
-    by_name = {module.module: module for module in comparison.modules}
-    noise = by_name[worst].added if worst else None
-    said = f"Most noise is added by {worst}, {_share(noise)} of its signal's power. " if worst else ""
     if first.overflow:
-        return f"{said}float16 ends at {_LARGEST_HALF:g}: take bf16 or fp32 for this model."
-    return f"{said}To keep it in fp32: toolkit export … --recipe exclude={worst or first.module}"
+        return f"float16 ends at {_LARGEST_HALF:g}: take bf16 or fp32 for this model."
+    worst = comparison.guilty[0] if comparison.guilty else first.module
+    return f"To keep {worst} in fp32: toolkit export … --recipe exclude={worst}"
 
 
 def _share(noise: float | None) -> str:
