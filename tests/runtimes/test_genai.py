@@ -21,6 +21,7 @@ from toolkit.drift.greedy import greedy_tokens
 from toolkit.generation.generate import Generation, generate
 from toolkit.pipeline import export
 from toolkit.plan import Request, plan
+from toolkit.recipe.document import Data
 from toolkit.sessions import open_decoder
 from toolkit.types import Decoder, TensorSpec
 
@@ -61,7 +62,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         root / "out",
         weights="random",
         offline=True,
-        calibration_count=4,
+        calibration=Data(count=4),
     )
     return dict(zip(TARGETS, export(plan(request)), strict=True))
 
