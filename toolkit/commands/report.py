@@ -30,6 +30,13 @@ if TYPE_CHECKING:
 @click.option("--tune", "tuned", multiple=True, type=click.Path(path_type=Path), help="A search's folder or tune.json.")
 @click.option("--no-layers", is_flag=True, help="Compare no modules here: faster, and needs no PyTorch.")
 @click.option(
+    "--picture",
+    default="0",
+    show_default=True,
+    metavar="INPUT",
+    help="Draw attention for a row of the golden inputs, a text or an image.",
+)
+@click.option(
     "--open", "opens", type=click.Choice(["no", "yes"]), default="no", show_default=True, help="Show it in a browser."
 )
 @json_option
@@ -39,6 +46,7 @@ def command(
     compared: tuple[Path, ...],
     tuned: tuple[Path, ...],
     no_layers: bool,
+    picture: str,
     opens: str,
     as_json: bool,
 ) -> None:
@@ -54,7 +62,7 @@ def command(
     if output.is_dir() or not output.absolute().parent.is_dir():
         # Before anything is measured, which may take minutes.
         raise UsageError(f"cannot write {output}", hint="Give a file name in an existing folder: --output report.html.")
-    sources = gather(bundles, compared, tuned, layers=not no_layers)
+    sources = gather(bundles, compared, tuned, layers=not no_layers, picture=picture)
     write_whole(output, render(sources))
     _tell(sources, output, as_json)
     if opens == "yes":

@@ -9,8 +9,10 @@ from toolkit.page.sources import Subject
 __all__ = ["compare_subject"]
 
 
-def compare_subject(subject: Subject) -> Comparison | str:
-    """What ships against the eager fp32 PyTorch model, module by module; or why that was not done.
+def compare_subject(subject: Subject, picture: str = "0") -> Comparison | str:
+    """What ships against the eager fp32 PyTorch model, by module and attention head; or why that was not done.
+
+    `picture` is the input that attention is drawn for, as `toolkit compare --picture` takes it.
 
     A model that is Python code is not imported because a bundle names it: `toolkit compare` does that when asked to.
     """
@@ -21,9 +23,9 @@ def compare_subject(subject: Subject) -> Comparison | str:
             f"reference {folder} --output FILE, and --compare FILE here"
         )
     try:
-        from toolkit.compare.run import compare
+        from toolkit.compare.run import Asked, compare
 
-        return compare("reference", str(folder))
+        return compare("reference", str(folder), Asked(attention=True, picture=picture))
     except ToolkitError as error:
         return str(error)
     except ModuleNotFoundError as error:

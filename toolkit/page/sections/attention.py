@@ -16,6 +16,9 @@ _COLUMNS = (
     Column("entropy", True), Column("same top token", True),
 )  # fmt: skip
 
+_IN_SIGHT = 3
+"""How many layers' maps are shown unfolded."""
+
 
 def attention(sources: Sources) -> Section:
     """A heat map, its figures and the pictures of each comparison that has attention."""
@@ -40,7 +43,7 @@ def _group(index: int, comparison: Comparison) -> Group:
         chart = head_map(f"heads-{index}", comparison.attention)
         blocks.append(Figure(chart, "Divergence in nats; the deeper the colour, the larger.", wide=True))
         blocks.append(Details(f"All {len(comparison.attention)} heads", (_figures(comparison),)))
-    blocks += [_pair(picture) for picture in comparison.pictures]
+    blocks += _pictures(comparison)
     return Group(title_of(comparison), tuple(blocks))
 
 
@@ -59,12 +62,26 @@ def _figures(comparison: Comparison) -> Table:
     return Table("Attention by layer and head", _COLUMNS, rows)
 
 
+def _pictures(comparison: Comparison) -> list[Block]:
+    """The pairs of maps, those of the layers that differ most in sight; the tokens of an input once."""
+    if not comparison.pictures:
+        return []
+    apart = {(head.module, head.head): head.divergence for head in comparison.attention}
+    ranked = sorted(comparison.pictures, key=lambda each: -apart.get((each.module, each.head), 0.0))
+    shown, rest = ranked[:_IN_SIGHT], [each for each in comparison.pictures if each not in ranked[:_IN_SIGHT]]
+    blocks: list[Block] = [Note("Rows are queries, columns keys; bright is attended. The head that differs most.")]
+    for labels in dict.fromkeys(picture.labels for picture in comparison.pictures if picture.labels):
+        blocks.append(Note(f"Tokens: {' '.join(labels)}"))
+    blocks += [_pair(picture) for picture in shown]
+    if rest:
+        blocks.append(Details(f"The maps of {len(rest)} more layers", tuple(_pair(picture) for picture in rest)))
+    return blocks
+
+
 def _pair(picture: AttentionPicture) -> Group:
     what = f"{picture.module}, head {picture.head}, of {picture.input}"
     sides = (("reference", picture.reference_png), ("candidate", picture.candidate_png))
     pictures: list[Block] = [
         Picture(png_address(encoded, f"of {what}"), f"Attention of the {side}: {what}", side) for side, encoded in sides
     ]
-    tokens = f" Tokens: {' '.join(picture.labels)}" if picture.labels else ""
-    note = Note(f"Rows are queries, columns keys; bright is attended.{tokens}")
-    return Group(what, (Group("", tuple(pictures), beside=True), note))
+    return Group(what, tuple(pictures), beside=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from toolkit.bundle.manifest import Manifest
 from toolkit.bundle.testdata import EVALUATION
 from toolkit.bundle.write import RECIPE
 from toolkit.page.blocks import Block, Cell, Column, Details, Group, Section, Table, foldable
@@ -50,9 +51,20 @@ def _facts(subject: Subject) -> Iterator[tuple[str, str]]:
     held_out = manifest.files.get(EVALUATION)
     yield "evaluation", f"{manifest.evaluation}, in {EVALUATION}" if manifest.evaluation else "no task metric"
     if held_out:
-        yield "evaluation, SHA-256", held_out.sha256
+        yield "evaluation, SHA-256 of the file", held_out.sha256
+    yield from _data(manifest)
     for name, dim in manifest.dims.items():
         yield f"dim {name}", f"{dim.min} to {dim.max}, tuned for {dim.opt}"
+
+
+def _data(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    data, overlap = manifest.evaluation_data, manifest.overlap
+    if data:
+        drawn = f" of {data.total}, seed {data.seed}" if data.total is not None else ""
+        yield "evaluation data", f"{data.count} samples{drawn}: {data.source}"
+        yield "evaluation data, SHA-256", data.sha256
+    if overlap:
+        yield "evaluation samples that were calibrated on too", str(overlap)
 
 
 def _recipe(subject: Subject) -> Iterator[Details]:

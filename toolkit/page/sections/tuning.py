@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from toolkit.console import byte_size
-from toolkit.page.blocks import Block, Cell, Column, Figure, Group, Note, Section, Table, number
+from toolkit.page.blocks import Block, Cell, Column, Details, Figure, Group, Note, Section, Table, number
 from toolkit.page.charts.pareto import Against, pareto_chart
 from toolkit.page.sources import Sources
 from toolkit.page.words import MISSING, bounds, decimals, short
@@ -13,6 +13,8 @@ from toolkit.tune.result import Trial, TuneResult
 
 __all__ = ["tuning"]
 
+_LISTED = 3
+"""How many modules of a recipe are named in the table."""
 _CAPTION = "Filled points are the front, the outer ring is the winner, a cross broke the gate."
 _COLUMNS = (
     Column("trial"), Column("target"), Column("what changes"), Column("SQNR, dB", True), Column("cosine", True),
@@ -38,7 +40,28 @@ def _group(index: int, result: TuneResult) -> Group:
         if chart:
             blocks.append(Figure(chart, _CAPTION, wide=True))
     blocks.append(Table("Trials", _COLUMNS, tuple(_row(trial, result) for trial in result.trials)))
+    blocks += _details(result)
     return Group(f"{result.model} on {result.runtime}", tuple(blocks))
+
+
+def _details(result: TuneResult) -> list[Block]:
+    """What would make the table's rows tall: sentences on what was dropped, and long lists of modules."""
+    columns = (Column("trial"), Column("why"))
+    dropped = tuple((Cell(str(each.index)), Cell(each.reason)) for each in result.trials if each.reason)
+    long = tuple(
+        (Cell(str(each.index)), Cell(_spelled(each.quantization, whole=True), kind="name"))
+        for each in result.trials
+        if _spelled(each.quantization, whole=True) != _spelled(each.quantization)
+    )
+    found: list[Block] = []
+    if dropped:
+        found.append(
+            Details(f"What was said of {len(dropped)} trials", (Table("Trials and reasons", columns, dropped),))
+        )
+    if long:
+        changes = (Column("trial"), Column("what changes"))
+        found.append(Details(f"The {len(long)} longer recipes", (Table("Longer recipes, whole", changes, long),)))
+    return found
 
 
 def _told(result: TuneResult) -> str:
@@ -74,12 +97,16 @@ def _status(trial: Trial, result: TuneResult) -> Cell:
         return Cell("winner", kind="pass")
     if trial.status == "measured":
         return Cell("on the front" if trial.index in result.pareto else "measured")
-    return Cell(f"{trial.status}: {trial.reason}" if trial.reason else trial.status, kind="fail")
+    return Cell(trial.status, kind="fail")
 
 
-def _spelled(quantization: dict[str, Any]) -> str:
-    return ", ".join(f"{name}={_value(value)}" for name, value in quantization.items())
+def _spelled(quantization: dict[str, Any], *, whole: bool = False) -> str:
+    return ", ".join(f"{name}={_value(value, whole)}" for name, value in quantization.items())
 
 
-def _value(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+def _value(value: Any, whole: bool) -> str:
+    parts = [f"{key}: {each}" for key, each in value.items()] if isinstance(value, dict) else value
+    if not isinstance(parts, list | tuple):
+        return str(parts)
+    kept = parts if whole or len(parts) <= _LISTED else parts[: _LISTED - 1]
+    return ", ".join(map(str, kept)) + (f" and {len(parts) - len(kept)} more" if len(kept) < len(parts) else "")
