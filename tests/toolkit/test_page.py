@@ -218,8 +218,8 @@ def test_a_search_shows_its_winner_and_why_trials_were_dropped(bundles):
     page = page_of(bundles["image"], tunings=[tuning()])
     for words in (
         "int8 pays here: 1.51 times as fast as fp32.",
-        "drifted: SQNR 12.4 dB",
-        "failed: the kernel is missing",
+        "SQNR 12.4 dB",
+        "the kernel is missing",
     ):
         assert words in page.text
     for trial in tuning().trials:
