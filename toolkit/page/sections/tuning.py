@@ -25,8 +25,8 @@ _COLUMNS = (
 def tuning(sources: Sources) -> Section:
     """A group a search; a note where none was given."""
     lead = (
-        "Speed is how many times as fast as fp32 a trial ran in interleaved rounds on one machine, their median and in "
-        "brackets their 10th to 90th percentile. Trials were timed at different moments, so milliseconds do not compare."
+        "Speed is how many times as fast as fp32 a trial ran in interleaved rounds on one machine: median, and in "
+        "brackets the 10th to 90th percentile. Trials were timed at different moments, so milliseconds do not compare."
     )
     groups = tuple(_group(index, each) for index, each in enumerate(sources.tunings))
     why = "No search was given: toolkit tune makes one, and --tune FILE shows it here."
