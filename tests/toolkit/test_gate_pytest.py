@@ -50,6 +50,17 @@ def test_a_bundle_has_an_item_for_each_check_and_fails_with_its_sentence(project
     assert "1 failed, 1 passed, 7 deselected" in told.stdout
 
 
+def test_what_could_not_be_measured_is_never_green(project):
+    (project / "tiny" / "added.txt").write_text("not in the manifest", encoding="utf-8")
+    whole = run(project, "--toolkit-bundle", "tiny", "--toolkit-baseline", "b.json", "--ignore", "test_other.py")
+    assert whole.returncode == 1
+    assert "1 failed, 7 skipped" in whole.stdout
+    chosen = run(project, "--toolkit-bundle", "tiny", "--toolkit-baseline", "b.json", "-k", "drift")
+    assert chosen.returncode == 1, chosen.stdout
+    assert "added.txt: not listed in the manifest" in chosen.stdout
+    assert "1 failed, 8 deselected" in chosen.stdout
+
+
 def test_a_recipe_is_collected_without_running_it(project):
     told = run(project, "--toolkit-recipe", "mini.yaml", "--collect-only", "-q", "--ignore", "test_other.py")
     assert told.returncode == 0, told.stdout + told.stderr
