@@ -64,6 +64,11 @@ def test_what_is_worse_is_said_once_and_its_opposite_is_better(now, before, chec
         assert [(finding.check, finding.worse) for finding in found(before, now)] == [(check, False)]
 
 
+def test_equal_infinities_are_no_change():
+    endless = record(task={"perplexity_ratio": math.inf})
+    assert found(endless, endless) == []
+
+
 @pytest.mark.parametrize(
     ("now", "before"),
     [

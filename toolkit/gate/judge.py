@@ -105,7 +105,8 @@ def _sided(check: CheckName, owner: str, moves: Iterable[_Move | None]) -> Itera
 
 def _move(bound: Bound, now: float, before: float, limits: Tolerances) -> _Move | None:
     limit, tolerance = limits[bound.key], DEFAULTS[bound.key]
-    if limit is None:
+    # Equal infinities too, whose difference is no number.
+    if limit is None or now == before:
         return None
     left, right = (min(value, FLOAT32_DB) if bound.metric == "sqnr_db" else value for value in (now, before))
     # Rounded, since 44.2 - 43.7 is a little more than 0.5 in binary.
