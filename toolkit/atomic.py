@@ -71,6 +71,8 @@ def write_whole(path: Path, text: str) -> None:
 
     Raises UsageError where it cannot be written.
     """
+    if not path.name:
+        raise UsageError(f"cannot write {path}: that is a folder", hint="Give another file.")
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

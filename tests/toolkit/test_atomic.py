@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.atomic import publish
+from toolkit.atomic import publish, write_whole
 from toolkit.errors import StageError, UsageError
 
 ROOT = Path(__file__).parents[2]
@@ -384,3 +384,9 @@ def test_nothing_is_renamed_before_it_is_on_disk(tmp_path: Path, monkeypatch: py
     before = [name for name, published in synced if not published]
     assert {"mark", "weights", "sub"} <= set(before)
     assert synced[-1] == (tmp_path.name, True)
+
+
+def test_a_file_without_a_name_is_refused() -> None:
+    # What an option is given where a CI job's variable is not set.
+    with pytest.raises(UsageError, match="that is a folder"):
+        write_whole(Path(), "text")
