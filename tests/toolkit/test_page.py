@@ -7,6 +7,7 @@ import json
 import math
 import re
 import stat
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from toolkit.errors import UnsupportedError
 from toolkit.page.gather import gather
 from toolkit.page.render import render
 from toolkit.page.rerun import error_statistics
-from toolkit.page.sources import Sources, open_subjects
+from toolkit.page.sources import Sources, is_of, open_subjects
 from toolkit.page.words import compact, scientific
 from toolkit.types import ModelSpec, TensorSpec
 
@@ -243,6 +244,25 @@ def test_a_given_comparison_is_the_bundles_own_by_the_folders_name(bundles, tmp_
     sources = gather([bundles["image"], bundles["built"]], [file], [], layers=True)
     assert [label for label, _ in sources.unmeasured] == ["built"]
     assert gather([bundles["image"]], [], [], layers=False).unmeasured == (("image", "left out by --no-layers"),)
+
+
+def test_a_given_comparison_of_one_of_two_namesakes_is_not_the_others(tmp_path):
+    folders = [image_bundle(tmp_path / place / "image") for place in ("a", "b")]
+    compared = [comparison(candidate=str(folder)) for folder in folders]
+    file = tmp_path / "compared.json"
+    file.write_text(compared[0].model_dump_json(), encoding="utf-8")
+    assert gather(folders, [file], [], layers=False).unmeasured == ((str(folders[1]), "left out by --no-layers"),)
+    page = page_of(*folders, comparisons=compared)
+    assert all(f"{folder} against vit-digits" in page.text for folder in folders)
+
+
+def test_a_bundle_may_be_the_folder_that_one_is_in(tmp_path, monkeypatch):
+    monkeypatch.chdir(image_bundle(tmp_path / "image"))
+    (subject,) = open_subjects([Path()])
+    given = comparison(candidate=".")
+    assert is_of(subject, given)
+    assert Sources((subject,), (given,)).title(given) == "image against vit-digits"
+    assert not is_of(subject, comparison(candidate="x" * 5000))
 
 
 def test_ids_are_unique_and_every_link_leads_somewhere(bundles):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit.bundle.check import require_unchanged
+from toolkit.bundle.manifest import MANIFEST
 from toolkit.bundle.read import Bundle, open_bundle, report
 from toolkit.compare.result import Comparison
 from toolkit.drift.report import DriftReport
@@ -16,7 +17,7 @@ from toolkit.inspection import Inspection, inspect_graph
 from toolkit.page.rerun import Rerun, rerun
 from toolkit.tune.result import TuneResult, read_tuning
 
-__all__ = ["Sources", "Subject", "is_of", "open_subjects", "open_tuning", "title_of"]
+__all__ = ["Sources", "Subject", "is_of", "open_subjects", "open_tuning"]
 
 _TUNING = "tune.json"
 
@@ -53,15 +54,18 @@ class Sources:
     tunings: tuple[TuneResult, ...] = ()
     unmeasured: tuple[tuple[str, str], ...] = ()
 
+    def title(self, comparison: Comparison) -> str:
+        """Both sides, without the folders that they lie in where that leaves no doubt."""
+        short = _short(comparison)
+        alike = {(each.reference, each.candidate) for each in self.comparisons if _short(each) == short}
+        return short if len(alike) < 2 else f"{comparison.candidate} against {comparison.reference}"
+
 
 def is_of(subject: Subject, comparison: Comparison) -> bool:
-    """Whether the candidate is this bundle: by the name of its folder, whatever path was given."""
-    return _last(comparison.candidate) == subject.bundle.folder.resolve().name
-
-
-def title_of(comparison: Comparison) -> str:
-    """Both sides in short, without the folders that they lie in."""
-    return f"{_last(comparison.candidate)} against {_last(comparison.reference)}"
+    """Whether the candidate is this bundle: its very folder where that is here, else one of that name elsewhere."""
+    folder = subject.bundle.folder.resolve()
+    here = _bundle_here(comparison.candidate)
+    return here == folder if here else _last(comparison.candidate) == folder.name
 
 
 def open_subjects(folders: Sequence[Path]) -> tuple[Subject, ...]:
@@ -84,8 +88,20 @@ def open_tuning(path: Path) -> TuneResult:
     return read_tuning(path / _TUNING if path.is_dir() else path)
 
 
+def _short(comparison: Comparison) -> str:
+    return f"{_last(comparison.candidate)} against {_last(comparison.reference)}"
+
+
+def _bundle_here(path: str) -> Path | None:
+    try:
+        return Path(path).resolve() if (Path(path) / MANIFEST).is_file() else None
+    except (OSError, ValueError):
+        # It comes from a file, which may say anything.
+        return None
+
+
 def _last(path: str) -> str:
-    return Path(path).name or path
+    return Path(path).name or Path(path).absolute().name or path
 
 
 def _subject(bundle: Bundle, label: str) -> Subject:

@@ -6,7 +6,7 @@ from toolkit.compare.result import AttentionPicture, Comparison
 from toolkit.page.blocks import Block, Cell, Column, Details, Figure, Group, Note, Picture, Section, Table, number
 from toolkit.page.charts.heads import head_map
 from toolkit.page.picture import png_address
-from toolkit.page.sources import Sources, title_of
+from toolkit.page.sources import Sources
 from toolkit.page.words import decimals, short
 
 __all__ = ["attention"]
@@ -27,7 +27,9 @@ def attention(sources: Sources) -> Section:
         "the same map, 0.69 nats (ln 2) is nowhere alike."
     )
     groups = tuple(
-        _group(index, each) for index, each in enumerate(sources.comparisons) if each.attention or each.pictures
+        _group(index, sources.title(each), each)
+        for index, each in enumerate(sources.comparisons)
+        if each.attention or each.pictures
     )
     why = (
         "No comparison with attention maps was given or made here."
@@ -37,14 +39,14 @@ def attention(sources: Sources) -> Section:
     return Section("attention", "Attention", lead, groups or (Note(why, missing=True),))
 
 
-def _group(index: int, comparison: Comparison) -> Group:
+def _group(index: int, title: str, comparison: Comparison) -> Group:
     blocks: list[Block] = []
     if comparison.attention:
         chart = head_map(f"heads-{index}", comparison.attention)
         blocks.append(Figure(chart, "Divergence in nats; the deeper the colour, the larger.", wide=True))
         blocks.append(Details(f"All {len(comparison.attention)} heads", (_figures(comparison),)))
     blocks += _pictures(comparison)
-    return Group(title_of(comparison), tuple(blocks))
+    return Group(title, tuple(blocks))
 
 
 def _figures(comparison: Comparison) -> Table:

@@ -6,7 +6,7 @@ from toolkit.compare.result import Comparison, Histogram
 from toolkit.page.blocks import Block, Cell, Column, Details, Figure, Group, Note, Section, Table, number
 from toolkit.page.charts.histogram import histogram
 from toolkit.page.rerun import ErrorStatistics
-from toolkit.page.sources import Sources, Subject, is_of, title_of
+from toolkit.page.sources import Sources, Subject, is_of
 from toolkit.page.words import short
 
 __all__ = ["error"]
@@ -22,7 +22,7 @@ def error(sources: Sources) -> Section:
     here = [_here(index, subject) for index, subject in enumerate(sources.subjects)]
     measured = [subject for subject in sources.subjects if subject.rerun.error]
     others = [
-        _compared(index, each, each.error)
+        _compared(index, sources.title(each), each, each.error)
         for index, each in enumerate(sources.comparisons)
         if each.error is not None and not any(is_of(subject, each) for subject in measured)
     ]
@@ -46,13 +46,13 @@ def _statistics(found: ErrorStatistics) -> str:
     )
 
 
-def _compared(index: int, comparison: Comparison, found: Histogram) -> Group:
+def _compared(index: int, title: str, comparison: Comparison, found: Histogram) -> Group:
     chart = histogram(f"compared-error-{index}", found, "error of the first output")
     blocks: tuple[Block, ...] = (
         Figure(chart, f"{sum(found.counts)} values on {comparison.inputs}."),
         _figures(found),
     )
-    return Group(title_of(comparison), blocks)
+    return Group(title, blocks)
 
 
 def _figures(found: Histogram) -> Details:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from toolkit.compare.result import Comparison, ModuleDrift
 from toolkit.page.blocks import Block, Cell, Column, Details, Figure, Group, Note, Section, Table, number
 from toolkit.page.charts.layers import layer_chart
-from toolkit.page.sources import Sources, title_of
+from toolkit.page.sources import Sources
 from toolkit.page.words import counted, decibels, decimals, short
 
 __all__ = ["modules"]
@@ -25,14 +25,14 @@ def modules(sources: Sources) -> Section:
         "The output of each module against the reference's, in the order in which they run. A diamond is below the "
         "threshold; a fall from one module to the next is noise that appears there."
     )
-    groups = tuple(_group(index, each) for index, each in enumerate(sources.comparisons))
+    groups = tuple(_group(index, sources.title(each), each) for index, each in enumerate(sources.comparisons))
     notes = tuple(
         Note(f"{label}: not measured by module: {reason}", missing=True) for label, reason in sources.unmeasured
     )
     return Section("modules", "Drift by module", lead, (*groups, *notes))
 
 
-def _group(index: int, comparison: Comparison) -> Group:
+def _group(index: int, title: str, comparison: Comparison) -> Group:
     blocks: list[Block] = [Note(_told(comparison))]
     if comparison.modules:
         blocks.append(Figure(layer_chart(f"layers-{index}", comparison), _caption(comparison), wide=True))
@@ -46,7 +46,7 @@ def _group(index: int, comparison: Comparison) -> Group:
                 f"{counted(len(comparison.skipped), 'module')} that could not be looked at", (_skipped(comparison),)
             )
         )
-    return Group(title_of(comparison), tuple(blocks))
+    return Group(title, tuple(blocks))
 
 
 def _told(comparison: Comparison) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from toolkit.compare.result import Comparison, ModuleDrift
 from toolkit.page.blocks import Block, Cell, Column, Details, Figure, Group, Note, Section, Table, foldable, number
 from toolkit.page.charts.ranges import range_chart, widest
-from toolkit.page.sources import Sources, title_of
+from toolkit.page.sources import Sources
 from toolkit.page.words import counted, short
 
 __all__ = ["ranges"]
@@ -22,12 +22,18 @@ def ranges(sources: Sources) -> Section:
         "The largest magnitude of each module's weight (square), of its output in the reference (dot) and in the "
         "candidate (ring). What lies beyond the candidate's number type is marked as overflow."
     )
-    groups = foldable([_group(index, each) for index, each in enumerate(sources.comparisons) if widest(each.modules)])
+    groups = foldable(
+        [
+            _group(index, sources.title(each), each)
+            for index, each in enumerate(sources.comparisons)
+            if widest(each.modules)
+        ]
+    )
     why = "Ranges come from a comparison by module; none was given or made here."
     return Section("ranges", "Ranges of weights and activations", lead, groups or (Note(why, missing=True),))
 
 
-def _group(index: int, comparison: Comparison) -> Group:
+def _group(index: int, title: str, comparison: Comparison) -> Group:
     shown = widest(comparison.modules)
     over = [module.module for module in comparison.modules if module.overflow]
     blocks: list[Block] = [Note(f"Beyond the candidate's number type: {', '.join(over)}.")] if over else []
@@ -36,7 +42,7 @@ def _group(index: int, comparison: Comparison) -> Group:
     table = Table("Largest magnitudes", _COLUMNS, tuple(map(_row, comparison.modules)))
     blocks.append(Details(f"Magnitudes of all {len(comparison.modules)} modules", (table,)))
     told = f"{counted(len(over), 'module')} overflow" if over else "nothing overflows"
-    return Group(f"{title_of(comparison)}: {told}", tuple(blocks))
+    return Group(f"{title}: {told}", tuple(blocks))
 
 
 def _row(module: ModuleDrift) -> tuple[Cell, ...]:
