@@ -381,6 +381,17 @@ def test_bundle_is_what_open_bundle_opened(bundles):
 
 
 @pytest.mark.heavy
+def test_a_picture_that_the_model_does_not_take_costs_the_pictures_alone(exported):
+    sources = gather([exported], [], [], layers=True, picture="99999")
+    (made,) = sources.comparisons
+    assert made.modules
+    assert made.attention
+    assert not made.pictures
+    assert sources.unmeasured == ()
+    assert f"{exported.name}: not drawn: there is no row 99999" in Page(render(sources)).text
+
+
+@pytest.mark.heavy
 def test_modules_are_compared_here_where_the_reference_can_be_loaded(exported):
     sources = gather([exported], [], [], layers=True)
     assert sources.unmeasured == ()

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from toolkit.compare.result import Comparison, read_comparison
+from toolkit.compare.result import read_comparison
 from toolkit.page.layers import compare_subject
-from toolkit.page.sources import Sources, Subject, is_of, open_subjects, open_tuning
+from toolkit.page.sources import Sources, is_of, open_subjects, open_tuning
 
 __all__ = ["gather"]
 
@@ -26,17 +26,12 @@ def gather(
     tunings = tuple(map(open_tuning, tuned))
     subjects = open_subjects(bundles)
     without = [subject for subject in subjects if not any(is_of(subject, comparison) for comparison in given)]
-    made, unmeasured = _made(without, picture) if layers else ([], [(subject.label, _LEFT_OUT) for subject in without])
-    return Sources(subjects, (*given, *made), tunings, tuple(unmeasured))
-
-
-def _made(subjects: Sequence[Subject], picture: str) -> tuple[list[Comparison], list[tuple[str, str]]]:
-    made: list[Comparison] = []
-    unmeasured: list[tuple[str, str]] = []
-    for subject in subjects:
-        answer = compare_subject(subject, picture)
-        if isinstance(answer, Comparison):
-            made.append(answer)
-        else:
-            unmeasured.append((subject.label, answer))
-    return made, unmeasured
+    compared_here = [compare_subject(subject, picture) if layers else (None, _LEFT_OUT) for subject in without]
+    told = [(subject.label, *answer) for subject, answer in zip(without, compared_here, strict=True)]
+    return Sources(
+        subjects,
+        (*given, *(comparison for comparison, _ in compared_here if comparison)),
+        tunings,
+        unmeasured=tuple((label, why) for label, comparison, why in told if comparison is None),
+        undrawn=tuple((label, why) for label, comparison, why in told if comparison and why),
+    )

@@ -47,12 +47,16 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """Everything that the page shows. `unmeasured` says of which bundle modules were not compared, and why."""
+    """Everything that the page shows.
+
+    `unmeasured` says of which bundle modules were not compared, `undrawn` of which no attention was drawn, and why.
+    """
 
     subjects: tuple[Subject, ...]
     comparisons: tuple[Comparison, ...] = ()
     tunings: tuple[TuneResult, ...] = ()
     unmeasured: tuple[tuple[str, str], ...] = ()
+    undrawn: tuple[tuple[str, str], ...] = ()
 
     def title(self, comparison: Comparison) -> str:
         """Both sides, without the folders that they lie in where that leaves no doubt."""

@@ -31,12 +31,13 @@ def attention(sources: Sources) -> Section:
         for index, each in enumerate(sources.comparisons)
         if each.attention or each.pictures
     )
+    notes = tuple(Note(f"{label}: not drawn: {reason}", missing=True) for label, reason in sources.undrawn)
     why = (
         "No comparison with attention maps was given or made here."
         if sources.comparisons
         else "Attention maps come from a comparison; none was given or made here."
     )
-    return Section("attention", "Attention", lead, groups or (Note(why, missing=True),))
+    return Section("attention", "Attention", lead, (*(groups or (Note(why, missing=True),)), *notes))
 
 
 def _group(index: int, title: str, comparison: Comparison) -> Group:
