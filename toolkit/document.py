@@ -25,12 +25,13 @@ Document = TypeVar("Document", bound=BaseModel)
 _EXPORT = "Write the bundle anew with toolkit export."
 
 
-def read_document(path: Path, model: type[Document], newest: int, what: str) -> Document:
+def read_document(path: Path, model: type[Document], newest: int, what: str, hint: str = _EXPORT) -> Document:
     """The file as that model, whose `schema_version` is `newest` at most; `what` is its name in errors.
 
+    `hint` says how to get one that is right.
     Raises UsageError for broken JSON, a newer schema, unknown or missing fields.
     """
-    data = _json(path, what)
+    data = _json(path, what, hint)
     version = data.get("schema_version")
     if isinstance(version, int) and version > newest:
         raise UsageError(
@@ -40,16 +41,16 @@ def read_document(path: Path, model: type[Document], newest: int, what: str) -> 
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        raise UsageError(f"{path} is not a valid {what}: {_sentences(error, what)}", hint=_EXPORT) from error
+        raise UsageError(f"{path} is not a valid {what}: {_sentences(error, what)}", hint=hint) from error
 
 
-def _json(path: Path, what: str) -> Mapping[str, Any]:
+def _json(path: Path, what: str, hint: str) -> Mapping[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"cannot read {path}: {error}", hint=_EXPORT) from error
+        raise UsageError(f"cannot read {path}: {error}", hint=hint) from error
     if not isinstance(data, dict):
-        raise UsageError(f"{path} is not a valid {what}: it holds no JSON object", hint=_EXPORT)
+        raise UsageError(f"{path} is not a valid {what}: it holds no JSON object", hint=hint)
     return data
 
 

@@ -322,6 +322,8 @@ def test_what_cannot_be_read_or_written_is_a_usage_error(bundles, tmp_path):
         result = toolkit("report", bundles["image"], *arguments, "--output", output)
         assert result.exit_code == 2
         assert words in result.stderr
+        # It is no bundle that is to be written anew.
+        assert "toolkit export" not in result.stderr
     assert output.read_text(encoding="utf-8") == "before"
     for place in (tmp_path, tmp_path / "nowhere" / "report.html"):
         result = toolkit("report", bundles["image"], "--output", place)

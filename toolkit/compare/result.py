@@ -136,4 +136,4 @@ def write_comparison(comparison: Comparison, path: Path) -> None:
 
 def read_comparison(path: Path) -> Comparison:
     """Read what `toolkit compare --output FILE` wrote. Raises UsageError where it is not that."""
-    return read_document(path, Comparison, SCHEMA_VERSION, "comparison")
+    return read_document(path, Comparison, SCHEMA_VERSION, "comparison", "Write one: toolkit compare … --output FILE.")

@@ -67,4 +67,4 @@ class TuneResult(Frozen):
 
 def read_tuning(path: Path) -> TuneResult:
     """Read a search's `tune.json`. Raises UsageError where it is not that."""
-    return read_document(path, TuneResult, SCHEMA_VERSION, "tuning")
+    return read_document(path, TuneResult, SCHEMA_VERSION, "tuning", "Give the folder that toolkit tune wrote.")
