@@ -64,6 +64,14 @@ def test_what_is_worse_is_said_once_and_its_opposite_is_better(now, before, chec
         assert [(finding.check, finding.worse) for finding in found(before, now)] == [(check, False)]
 
 
+def test_other_evaluation_data_is_told_however_good_its_figures_are():
+    before = record(task={"accuracy_drop": 0.5})
+    easier = record(task={"accuracy_drop": 0.0})
+    easier = easier.model_copy(update={"artefact": easier.artefact.model_copy(update={"evaluation": "0" * 64})})
+    worse = [finding for finding in found(easier, before) if finding.worse]
+    assert [(finding.check, "does not compare" in finding.sentence) for finding in worse] == [("task", True)]
+
+
 def test_equal_infinities_are_no_change():
     endless = record(task={"perplexity_ratio": math.inf})
     assert found(endless, endless) == []

@@ -127,6 +127,9 @@ def _artefact(now: Artefact, before: Artefact, limits: Tolerances) -> Iterator[F
     yield from _sided("size", "what ships", [_move(size, now.bytes, before.bytes, limits)])
     yield from _sided("operators", "the graph", [_move(nodes, now.operators.nodes, before.operators.nodes, limits)])
     yield from _operators(now.operators, before.operators)
+    if now.evaluation != before.evaluation:
+        # Metrics of another set are no comparison, however good they look.
+        yield Finding("task", "the evaluation data is not the baseline's: what was measured does not compare")
     if now.engine != before.engine:
         worse = _ENGINE.index(now.engine) < _ENGINE.index(before.engine)
         yield Finding("engine", f"the engine is {now.engine}, in the baseline it is {before.engine}", worse)

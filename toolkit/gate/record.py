@@ -49,11 +49,15 @@ class Operators(Frozen):
 
 
 class Artefact(Frozen):
-    """What ships: the engine's status, the bytes of its graph, weights and engine files, its operators."""
+    """What ships: the engine's status, the bytes of its graph, weights and engine files, its operators.
+
+    `evaluation` is the SHA-256 of the data that the task was judged on, None where there is none.
+    """
 
     engine: EngineStatus
     bytes: int
     operators: Operators
+    evaluation: str | None = None
 
 
 class Record(Frozen):
@@ -90,6 +94,7 @@ def artefact_of(bundle: Bundle) -> Artefact:
         engine=manifest.engine.status,
         bytes=_shipped_bytes(manifest, data_path(bundle.path(manifest.graph)).name),
         operators=_operators(inspect_graph(bundle.path(manifest.graph)), manifest),
+        evaluation=manifest.evaluation_data.sha256 if manifest.evaluation_data else None,
     )
 
 
