@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from exporters import DEFAULT_OPSET, UNFUSED
-from model_zoo import packed_weights
+from exporters import UNFUSED
 from runtimes import portable_session
 from toolkit import plugins
 from toolkit.atomic import publish, scratch
@@ -18,6 +17,7 @@ from toolkit.bundle.read import is_bundle
 from toolkit.drift.gates import raise_if_failed
 from toolkit.drift.report import DriftReport, StageDrift
 from toolkit.drift.table import task_words
+from toolkit.graphs import export_module, load_module, quantize_graph
 from toolkit.overlap import overlap
 from toolkit.plan import Plan, no_engine
 from toolkit.progress import Watch
@@ -33,13 +33,11 @@ if TYPE_CHECKING:
         ExportedGraph,
         Gate,
         LoweredGraph,
-        ModelSpec,
         QuantizedGraph,
         Step,
-        Tensors,
     )
 
-__all__ = ["Stages", "sample_of"]
+__all__ = ["Stages"]
 
 _RECIPE = "toolkit export --recipe with this file makes the bundle again."
 
@@ -72,30 +70,19 @@ class Stages:
 
     def from_pytorch(self) -> tuple[Reference, ExportedGraph]:
         """Load the model, run it as the reference, export it, and let it go."""
-        from exporters.torch_export import export
         from toolkit.inspection import inspect_graph
 
-        spec, request = self.plan.spec, self.plan.request
-        family = plugins.family(spec.family)
         with self.watch.stage("load") as row:
             # Here, so that a bad calibration or evaluation file costs nobody an export.
             held_out = self.plan.evaluate()
             if any(self.plan.recipe(target).measured_by for target in self.plan.targets):
                 self._calibrate()
-            module = family.load(spec)
-            row.said = f"{spec.architecture}, {spec.weights} weights from {spec.source}"
+            module = load_module(self.plan, row)
         with self.watch.stage("reference") as row:
             reference = Reference.of(module, self.plan, self.work, held_out)
             row.said = f"{reference.ran_on}{self._shared(reference)}"
         with self.watch.stage("export") as row:
-            exported = export(
-                module,
-                spec,
-                sample_of(reference.golden, spec),
-                self.work / "export",
-                opset=request.opset or DEFAULT_OPSET,
-                allow_unfused=request.allow_unfused,
-            )
+            exported = export_module(module, self.plan, reference.golden, self.work / "export")
             # Before any session opens: the reference module and a session's weights need not be in memory together.
             del module
             gc.collect()
@@ -107,14 +94,10 @@ class Stages:
 
     def quantize(self, exported: ExportedGraph, reference: Reference, target: Target) -> QuantizedGraph:
         """Write the target's precision into the graph; targets of one scheme share the result."""
-        from quantize import quantize
-
         if target.scheme in self.quantized:
             return self.quantized[target.scheme]
         with self.watch.stage("quantize", target.scheme) as row:
-            recipe, packed = self.plan.recipe(target), packed_weights(self.plan.spec)
-            calibration = self._calibrate() if recipe.measured_by else None
-            graph = quantize(exported, target.scheme, calibration, self.work / target.scheme, packed, recipe)
+            graph = quantize_graph(exported, self.plan, target, self.work / target.scheme, self._calibrate)
             unchanged = graph.path == exported.path
             name = f"quantize-{target.scheme}"
             drift = (
@@ -226,20 +209,6 @@ class _Abandoned(Exception):  # noqa: N818 - it never leaves this file
     """The line ended without filling this place."""
 
 
-def sample_of(golden: tuple[Tensors, ...], spec: ModelSpec) -> Tensors:
-    """torch.export takes a size of 0 or 1 for a constant: rather a batch where no dynamic size is, as one with a past.
-
-    A batch of one row serves as well: the export doubles it.
-    """
-    axes = [
-        (tensor.name, axis)
-        for tensor in spec.inputs
-        for axis, size in enumerate(tensor.shape)
-        if isinstance(size, str) and size != "batch"
-    ]
-    return next((batch for batch in golden if all(batch[name].shape[axis] > 1 for name, axis in axes)), golden[0])
-
-
 def _unfused(engine: Engine) -> tuple[str, ...]:
     steps = (step for step in engine.graph.steps if step.what == UNFUSED)
     return tuple(name for step in steps for name in step.reason.split(", "))
@@ -255,9 +224,7 @@ def _short(drift: StageDrift) -> str:
     parts = [f"SQNR {worst.sqnr_db:.1f} dB" if worst.sqnr_db is not None else "not comparable"]
     if drift.task and drift.task.candidate_accuracy is not None:
         parts.append(f"accuracy {drift.task.candidate_accuracy:.1f}%")
-    elif drift.task and drift.task.metric == "accuracy" and drift.task.top1_agreement is not None:
-        parts.append(task_words(drift.task))
-    if drift.task and drift.task.metric == "language":
+    elif drift.task and (drift.task.metric == "language" or drift.task.top1_agreement is not None):
         parts.append(task_words(drift.task))
     if worst.overlap_at_10 is not None:
         parts.append(f"overlap@10 {worst.overlap_at_10:.3f}")

@@ -11,50 +11,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from exporters import DEFAULT_OPSET
-from model_zoo import packed_weights
 from runtimes import portable_session
 from toolkit import plugins
+from toolkit.graphs import export_module, load_module, quantize_graph
 from toolkit.progress import Watch
 from toolkit.reference import Reference
-from toolkit.stages import sample_of
 
 if TYPE_CHECKING:
-    from torch.nn import Module
-
     from toolkit.drift.report import StageDrift
     from toolkit.plan import Plan
     from toolkit.recipe.document import Quantization
     from toolkit.target import Target
-    from toolkit.types import Calibration, Engine, ExportedGraph, Gate, LoweredGraph, QuantizedGraph, Samples, Tensors
+    from toolkit.types import Calibration, Engine, ExportedGraph, Gate, LoweredGraph, QuantizedGraph
 
-__all__ = ["Attempt", "Workbench", "export_module", "quantize_graph"]
-
-
-def export_module(module: Module, plan: Plan, golden: tuple[Tensors, ...], folder: Path) -> ExportedGraph:
-    """The module as its canonical graph in `folder`, by what the plan says. Raises as the export stage does."""
-    from exporters.torch_export import export
-
-    request = plan.request
-    return export(
-        module,
-        plan.spec,
-        sample_of(golden, plan.spec),
-        folder,
-        opset=request.opset or DEFAULT_OPSET,
-        allow_unfused=request.allow_unfused,
-    )
-
-
-def quantize_graph(
-    exported: ExportedGraph, plan: Plan, target: Target, folder: Path, samples: Samples
-) -> QuantizedGraph:
-    """The graph in the target's precision, by the plan's recipe; `samples` are read where the recipe measures."""
-    from quantize import quantize
-
-    recipe = plan.recipe(target)
-    calibration = samples() if recipe.measured_by else None
-    return quantize(exported, target.scheme, calibration, folder, packed_weights(plan.spec), recipe)
+__all__ = ["Attempt", "Workbench"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +63,7 @@ class Workbench:
             work = Path(place)
             with watch.stage("load") as row:
                 held_out = plan.evaluate()
-                module = plugins.family(plan.spec.family).load(plan.spec)
-                row.said = f"{plan.spec.architecture}, {plan.spec.weights} weights from {plan.spec.source}"
+                module = load_module(plan, row)
             with watch.stage("reference") as row:
                 reference = Reference.of(module, plan, work, held_out)
                 row.said = reference.ran_on

@@ -126,7 +126,7 @@ def test_swapped_attention_answers_as_the_original_did(kind: str, tmp_path: Path
 
 @pytest.mark.parametrize("options", [{"num_key_value_heads": 1}, {}], ids=["one key/value head", "one row"])
 def test_the_export_gets_a_sample_without_sizes_that_would_be_constants(options: Any, tmp_path: Path) -> None:
-    from toolkit.stages import sample_of
+    from toolkit.graphs import sample_of
 
     dims = {} if options else {"batch": Dim(1, 1, 1)}
     spec = describe(tmp_path / "m", options, dims=dims)

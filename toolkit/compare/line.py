@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from toolkit import plugins
 from toolkit.continuation import with_continuations
+from toolkit.graphs import export_module, load_module, quantize_graph
 from toolkit.memory import Weights
 from toolkit.progress import Watch
-from toolkit.workbench import export_module, quantize_graph
 
 if TYPE_CHECKING:
     from toolkit.plan import Plan
@@ -33,9 +33,7 @@ class Line:
     def load(self) -> Any:
         """The fp32 PyTorch model, loaded anew at each call: nobody keeps it."""
         with self.watch.stage("load") as row:
-            spec = self.plan.spec
-            row.said = f"{spec.architecture}, {spec.weights} weights from {spec.source}"
-            return plugins.family(spec.family).load(spec)
+            return load_module(self.plan, row)
 
     @property
     def golden(self) -> tuple[Tensors, ...]:
