@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-__all__ = ["SCALED", "note_divided"]
+__all__ = ["SCALED", "divided", "note_divided"]
 
 SCALED = "toolkit.divided"
 """Metadata of the main graph: JSON of `out` and `in`, each from a module's path to its divisors [K], base64 of float32.
@@ -30,6 +30,13 @@ def note_divided(
         before = _read(entries[path]) if path in entries else np.float32(1)
         entries[path] = base64.b64encode((before * divisor).astype("<f4").tobytes()).decode("ascii")
     graph.metadata_props[SCALED] = json.dumps(noted, sort_keys=True)
+
+
+def divided(noted: str) -> Iterator[tuple[str, str, NDArray[np.float32]]]:
+    """What the metadata notes: side (`out` or `in`), module path and divisors [K] of each; nothing for no note."""
+    for side, entries in json.loads(noted or "{}").items():
+        for path, text in entries.items():
+            yield side, path, _read(text)
 
 
 def _read(text: str) -> NDArray[np.float32]:

@@ -66,10 +66,10 @@ def scratch(target: Path) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str, *, hint: str = "Give another file.") -> None:
     """Write a UTF-8 file that is all there or as it was before, and the folders that lead to it.
 
-    Raises UsageError where it cannot be written.
+    Raises UsageError with that hint where it cannot be written.
     """
     if not path.name:
         raise UsageError(f"cannot write {path}: that is a folder", hint="Give another file.")
@@ -81,7 +81,7 @@ def write_whole(path: Path, text: str) -> None:
         partial.replace(path)
         _sync_one(path.parent)
     except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror or error}", hint="Give another file.") from error
+        raise UsageError(f"cannot write {path}: {error.strerror or error}", hint=hint) from error
     finally:
         with suppress(OSError):
             partial.unlink()

@@ -81,13 +81,12 @@ class Reference:
 
     def engine_drift(self, engine: Engine, target: Target, plan: Plan) -> StageDrift:
         """How far what ships is: the engine where it runs here, else the very graph that it was compiled from."""
-        from toolkit.bundle.write import engine_entry
+        from toolkit.bundle.write import engine_mapping
 
         path, gate, spec = engine.graph.path, plan.scheme_gate(target.scheme), plan.spec
         executed = engine.status == "executed"
         runtime = plugins.runtime(target.runtime)
-        # What the manifest will hold, before there is one.
-        entry = {**engine_entry(engine).model_dump(mode="json"), "graph": path.name}
+        entry = engine_mapping(engine)
         session = runtime.session(path.parent, entry) if executed else portable_session(path)
         drift = self.drift("engine" if executed else "lower", session, plan, gate)
         if self.greedy is None or spec.decoder is None:

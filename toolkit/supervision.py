@@ -19,10 +19,25 @@ _STOP_SECONDS = 10
 
 @dataclass(frozen=True, slots=True)
 class Breach:
-    """Why a process is not to go on: `used` seconds of wall clock or bytes of memory, or it is no longer wanted."""
+    """Why a process is not to go on: it `used` more seconds of wall clock or bytes of memory than the `limit`.
+
+    Or it is no longer wanted, and nothing was used up.
+    """
 
     what: Literal["seconds", "memory", "unwanted"]
     used: float = 0
+    limit: float = 0
+
+    @property
+    def said(self) -> str:
+        """What the process did, as a sentence without its subject; of one that is not wanted, that it was stopped."""
+        if self.what == "seconds":
+            return f"took longer than the limit of {self.limit:g} s and was stopped"
+        if self.what == "memory":
+            return (
+                f"used {int(self.used) >> 20} MiB, more than the limit of {int(self.limit) >> 20} MiB, and was stopped"
+            )
+        return "was stopped"
 
 
 def watch(
@@ -42,9 +57,9 @@ def watch(
         if unwanted():
             return Breach("unwanted")
         if seconds is not None and (taken := time.monotonic() - start) > seconds:
-            return Breach("seconds", taken)
+            return Breach("seconds", taken, seconds)
         if memory is not None and (used := resident(process.pid)) >> 20 > memory >> 20:
-            return Breach("memory", used)
+            return Breach("memory", used, memory)
         with suppress(subprocess.TimeoutExpired):
             process.wait(_POLL_SECONDS)
     return None

@@ -126,11 +126,10 @@ def _wait(process: subprocess.Popen[bytes], limits: Limits) -> tuple[str, str]:
     if breach is None:
         return "", ""
     if breach.what == "seconds":
-        what = f"TensorRT's builder took longer than the limit of {limits.seconds:g} s and was stopped"
-        return what, f"Allow it more seconds: --build-timeout {max(2 * limits.seconds, 60):g}."
-    used, most = int(breach.used) >> 20, limits.bytes >> 20
-    what = f"TensorRT's builder used {used} MiB, more than the limit of {most} MiB, and was stopped"
-    return what, f"Allow it more MiB: --build-memory {2 * used}."
+        hint = f"Allow it more seconds: --build-timeout {max(2 * limits.seconds, 60):g}."
+    else:
+        hint = f"Allow it more MiB: --build-memory {2 * (int(breach.used) >> 20)}."
+    return f"TensorRT's builder {breach.said}", hint
 
 
 def _verdict(code: int) -> str:

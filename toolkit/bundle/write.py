@@ -37,7 +37,16 @@ from toolkit.overlap import overlap
 from toolkit.target import Target
 from toolkit.types import Calibration, Engine, Evaluation, Gate, ModelSpec, Tensors
 
-__all__ = ["ASSETS", "DRIFT", "RECIPE", "Contents", "engine_entry", "library_versions", "write_bundle"]
+__all__ = [
+    "ASSETS",
+    "DRIFT",
+    "RECIPE",
+    "Contents",
+    "engine_entry",
+    "engine_mapping",
+    "library_versions",
+    "write_bundle",
+]
 
 ASSETS = "assets"
 DRIFT = "drift.json"
@@ -218,6 +227,11 @@ def engine_entry(engine: Engine) -> EngineEntry:
         inputs=spec.inputs if own else (),
         outputs=spec.outputs if own else (),
     )
+
+
+def engine_mapping(engine: Engine) -> dict[str, Any]:
+    """What `Runtime.session` opens, before there is a manifest: as `Manifest.engine_mapping` has it."""
+    return {**engine_entry(engine).model_dump(mode="json"), "graph": engine.graph.path.name}
 
 
 def _plain(details: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +11,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from quantize.scaled import SCALED
+from quantize.scaled import SCALED, divided
 from runtimes._onnxruntime.tapped import TappedGraph, Typed
 from toolkit.compare.keys import Key
 from toolkit.compare.modules import Module, Modules
@@ -130,17 +128,13 @@ def _by_tensor(found: Modules, tensors: Mapping[str, Typed]) -> list[Module]:
 def _divisors(proto: onnx.ModelProto, found: Modules) -> dict[str, NDArray[np.float32]]:
     """What the quantize stage noted of tensors that it divided by a vector; see `quantize.scaled`."""
     noted = next((entry.value for entry in proto.graph.metadata_props if entry.key == SCALED), "")
-    if not noted:
-        return {}
-    entries: dict[str, dict[str, str]] = json.loads(noted)
     by_path = {module.path: module for module in found.modules}
     divisors: dict[str, NDArray[np.float32]] = {}
-    for side, paths in entries.items():
-        for path, text in paths.items():
-            module = by_path.get(path)
-            tensor = (module.tensor if side == "out" else module.entering) if module else ""
-            if tensor:
-                divisors[tensor] = np.frombuffer(base64.b64decode(text), np.dtype("<f4"))
+    for side, path, divisor in divided(noted):
+        module = by_path.get(path)
+        tensor = (module.tensor if side == "out" else module.entering) if module else ""
+        if tensor:
+            divisors[tensor] = divisor
     return divisors
 
 

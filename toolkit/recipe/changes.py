@@ -37,8 +37,9 @@ def given_keys(changes: Quantization) -> tuple[str, ...]:
 
 def tuned(changes: Quantization, base: QuantConfig) -> QuantConfig:
     """`base`, a scheme's own recipe, with those of the changes that it has a use for."""
-    taken = {key: getattr(changes, key.replace("-", "_")) for key in given_keys(changes) if key in _tunable(base)}
-    fields = {key.replace("-", "_"): _VALUES.get(key, lambda value: value)(value) for key, value in taken.items()}
+    kept = taken(changes, [base])
+    values = {key: getattr(kept, key.replace("-", "_")) for key in given_keys(kept)}
+    fields = {key.replace("-", "_"): _VALUES.get(key, lambda value: value)(value) for key, value in values.items()}
     return replace(base, **fields)
 
 

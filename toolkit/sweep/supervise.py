@@ -53,19 +53,15 @@ def _supervise(job: Job, unwanted: Callable[[], bool]) -> Row | None:
     shutil.rmtree(job.place, ignore_errors=True)
     if ended.breach and ended.breach.what == "unwanted":
         return None
-    status, error = _verdict(job, ended)
+    status, error = _verdict(ended)
     with job.log.open("a", encoding="utf-8") as log:
         log.write(f"{error}\n")
     return blank_row(job, status, error)
 
 
-def _verdict(job: Job, ended: Ended) -> tuple[Status, str]:
-    breach, memory = ended.breach, job.settings.memory
-    if breach and breach.what == "seconds":
-        return "timeout", f"took longer than the limit of {job.settings.seconds:g} s and was stopped"
-    if breach and memory:
-        used, most = int(breach.used) >> 20, memory >> 20
-        return "failed", f"used {used} MiB, more than the limit of {most} MiB, and was stopped"
+def _verdict(ended: Ended) -> tuple[Status, str]:
+    if breach := ended.breach:
+        return "timeout" if breach.what == "seconds" else "failed", breach.said
     if ended.code >= 0:
         return "failed", f"its process ended with code {ended.code} and no answer"
     name = str(-ended.code)

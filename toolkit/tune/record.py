@@ -5,12 +5,12 @@ Each file appears whole or not at all, so whatever ends the process, the folder 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from toolkit.atomic import write_whole
 from toolkit.errors import UsageError
 from toolkit.recipe.document import Recipe
 from toolkit.recipe.file import write_recipe
@@ -22,6 +22,7 @@ from toolkit.tune.words import byte_words, changes_of, speed_words
 __all__ = ["PLOT", "RECIPE", "RESULT", "Record"]
 
 RESULT, RECIPE, PLOT = "tune.json", "recipe.yaml", "pareto.svg"
+_ELSEWHERE = "Choose another --output."
 _OTHER = "Give another --output, or move that folder away to begin anew."
 
 
@@ -64,14 +65,8 @@ class Record:
     def write(self, *, finished: bool) -> TuneResult:
         """Write the three files and answer what `tune.json` says."""
         result = self._result(finished)
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            _write_whole(self.folder / RESULT, result.model_dump_json(indent=2) + "\n")
-            _write_whole(self.folder / PLOT, pareto_svg(result))
-        except OSError as error:
-            raise UsageError(
-                f"cannot write in {self.folder}: {error.strerror}", hint="Choose another --output."
-            ) from error
+        write_whole(self.folder / RESULT, result.model_dump_json(indent=2) + "\n", hint=_ELSEWHERE)
+        write_whole(self.folder / PLOT, pareto_svg(result), hint=_ELSEWHERE)
         if result.winner is not None:
             winner = result.trials[result.winner]
             write_recipe(self.recipe(winner), self.folder / RECIPE, _comment(result, winner))
@@ -92,18 +87,6 @@ class Record:
     def _flat(self, values: Mapping[str, Any]) -> list[tuple[str, Any]]:
         own = [(name, values[name]) for name in self.header if name != "settings"]
         return [*own, *((name, values["settings"].get(name)) for name in self.header["settings"])]
-
-
-def _write_whole(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _comment(result: TuneResult, winner: Trial) -> str:

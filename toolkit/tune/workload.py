@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,12 +103,11 @@ class Workload:
 
     def open(self, attempt: Attempt, sample: Tensors) -> Contender:
         """The attempt's engine with its work, made from a golden input."""
-        from toolkit.bundle.write import engine_entry
+        from toolkit.bundle.write import engine_mapping
 
         spec, path = self.spec, attempt.engine.graph.path
         runtime = plugins.runtime(attempt.target.runtime)
-        # What the manifest will hold, before there is one.
-        entry: dict[str, Any] = {**engine_entry(attempt.engine).model_dump(mode="json"), "graph": path.name}
+        entry = engine_mapping(attempt.engine)
         if spec.decoder is None:
             inputs, _ = sized_inputs(spec.inputs, spec.dims, sample, self.sizes)
             return Running(runtime.session(path.parent, entry), inputs)
