@@ -288,7 +288,7 @@ def _feed(spec: ModelSpec, data: Data, *, held_out: bool, longest: int | None = 
     source = parse_source(data)
     if source.suffix == ".npz" and source.path is not None:
         return _array_feed(spec, source.path, longest)
-    count = data.count or _user_data.evaluation_count(spec, data)
+    count = _user_data.evaluation_count(spec, data)
     name, texts = _text.samples_of(spec, data, held_out=held_out, count=count)
 
     def batch(chosen: Sequence[Sample]) -> Tensors:

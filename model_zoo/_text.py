@@ -177,13 +177,12 @@ def input_names(config: Any, cls: type | None = None) -> list[str]:
 
 def golden(spec: ModelSpec, vocabulary: int) -> tuple[Tensors, ...]:
     """Three batches of real passages: one row; three rows with padding; two rows cut to 32 tokens."""
-    passages, made, start = shipped_passages("golden"), [], 0
-    for wanted, limit in _GOLDEN_ROWS:
-        rows = _dims.within(wanted, spec.dims["batch"])
-        chosen = [passages[(start + index) % len(passages)] for index in range(rows)]
-        made.append(_encode(spec, chosen, vocabulary, limit))
-        start += rows
-    return tuple(made)
+    passages = shipped_passages("golden")
+    batches = _calibration.chunked(len(passages), [_dims.within(rows, spec.dims["batch"]) for rows, _ in _GOLDEN_ROWS])
+    return tuple(
+        _encode(spec, [passages[row] for row in rows], vocabulary, limit)
+        for rows, (_, limit) in zip(batches, _GOLDEN_ROWS, strict=True)
+    )
 
 
 def calibration(spec: ModelSpec, data: Data, vocabulary: int) -> Calibration:
@@ -225,7 +224,7 @@ def _feed(spec: ModelSpec, data: Data, vocabulary: int, *, held_out: bool) -> Fe
     source = parse_source(data)
     if source.suffix == ".npz" and source.path is not None:
         return array_feed(source.path, spec)
-    count = data.count or _user_data.evaluation_count(spec, data)
+    count = _user_data.evaluation_count(spec, data)
     name, samples = samples_of(spec, data, held_out=held_out, count=count)
 
     def batch(chosen: Sequence[Sample]) -> Tensors:
@@ -251,11 +250,9 @@ def _known_by(passages: Sequence[str]) -> list[frozenset[bytes]]:
 
 def batches_of(spec: ModelSpec, passages: Sequence[str], vocabulary: int, wanted: int) -> Iterator[Tensors]:
     """Batches of about `wanted` rows, within the ranges of the spec's dimensions."""
-    start = 0
-    for size in _calibration.batch_sizes(len(passages), spec.dims["batch"], wanted):
-        chosen = [passages[(start + index) % len(passages)] for index in range(size)]
-        yield _encode(spec, chosen, vocabulary, None)
-        start += size
+    sizes = _calibration.batch_sizes(len(passages), spec.dims["batch"], wanted)
+    for rows in _calibration.chunked(len(passages), sizes):
+        yield _encode(spec, [passages[row] for row in rows], vocabulary, None)
 
 
 def tokenizer_folder(spec: ModelSpec) -> Path | None:

@@ -100,11 +100,9 @@ def labels_of(config: Any) -> tuple[str, ...]:
 
 def golden(spec: ModelSpec) -> tuple[Tensors, ...]:
     """Two batches of real photographs, one row and three rows."""
-    files, made, start = sorted((_PHOTOS / "golden").iterdir()), [], 0
-    for rows in (_dims.within(rows, spec.dims["batch"]) for rows in _GOLDEN_ROWS):
-        made.append(tensors(spec, [files[(start + index) % len(files)] for index in range(rows)]))
-        start += rows
-    return tuple(made)
+    files = sorted((_PHOTOS / "golden").iterdir())
+    sizes = [_dims.within(rows, spec.dims["batch"]) for rows in _GOLDEN_ROWS]
+    return tuple(tensors(spec, [files[row] for row in rows]) for rows in _calibration.chunked(len(files), sizes))
 
 
 def calibration(spec: ModelSpec, data: Data) -> Calibration:
@@ -130,7 +128,7 @@ def _feed(spec: ModelSpec, data: Data, *, held_out: bool) -> Feed:
         return array_feed(source.path, spec)
     name, samples = str(source.path), image_samples(source.path) if source.path and not source.name else iter(())
     if source.name:
-        count = data.count or _user_data.evaluation_count(spec, data)
+        count = _user_data.evaluation_count(spec, data)
         name, samples = open_samples(source, "image", held_out=held_out, offline=spec.offline, count=count)
 
     def batch(chosen: Sequence[Sample]) -> Tensors:
@@ -159,10 +157,8 @@ def _shipped(spec: ModelSpec, count: int) -> Calibration:
     sizes = _calibration.batch_sizes(count, spec.dims["batch"], 4)
 
     def batches() -> Iterator[Tensors]:
-        start = 0
-        for size in sizes:
-            yield tensors(spec, [_view(files, index) for index in range(start, start + size)])
-            start += size
+        for rows in _calibration.chunked(sum(sizes), sizes):
+            yield tensors(spec, [_view(files, row) for row in rows])
 
     photos = min(count, len(files))
     crops = f" and {count - photos} crops of them" if count > photos else ""

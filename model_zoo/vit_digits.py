@@ -31,11 +31,8 @@ class VitDigits(ViT):
 
     def golden(self, spec: ModelSpec) -> tuple[Tensors, ...]:
         """Three batches of digits: 1, 8 and 3 rows."""
-        images, made, start = _array("golden_images"), [], 0
-        for rows in (_dims.within(rows, spec.dims["batch"]) for rows in _GOLDEN_ROWS):
-            made.append(_pixels(spec, images[np.arange(start, start + rows) % len(images)]))
-            start += rows
-        return tuple(made)
+        sizes = [_dims.within(rows, spec.dims["batch"]) for rows in _GOLDEN_ROWS]
+        return tuple(_batches(spec, _array("golden_images"), sizes))
 
     def calibration(self, spec: ModelSpec, data: Data = OWN) -> Calibration:
         """Digits of the training split (128 are shipped), or the user's images."""
@@ -73,10 +70,8 @@ def _known_by(spec: ModelSpec, images: NDArray[np.uint8]) -> list[frozenset[byte
 
 
 def _batches(spec: ModelSpec, images: NDArray[np.uint8], sizes: list[int]) -> Iterator[Tensors]:
-    start = 0
-    for size in sizes:
-        yield _pixels(spec, images[np.arange(start, start + size) % len(images)])
-        start += size
+    for rows in _calibration.chunked(len(images), sizes):
+        yield _pixels(spec, images[rows])
 
 
 def _pixels(spec: ModelSpec, images: NDArray[np.uint8]) -> Tensors:
