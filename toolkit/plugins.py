@@ -16,12 +16,19 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from toolkit.errors import UsageError
 
 if TYPE_CHECKING:
+    from toolkit.projects import Writer
     from toolkit.types import Family, Runtime, Scheme
 
-__all__ = ["Group", "Listing", "family", "find", "listing", "nearest", "runtime", "scheme"]
+__all__ = ["Group", "Listing", "family", "find", "layout", "listing", "nearest", "project", "runtime", "scheme"]
 
-Group = Literal["model_zoo", "quantize.schemes", "runtimes"]
-_WORD: Mapping[str, str] = {"model_zoo": "model family", "quantize.schemes": "scheme", "runtimes": "runtime"}
+Group = Literal["model_zoo", "quantize.schemes", "runtimes", "toolkit.projects", "toolkit.layouts"]
+_WORD: Mapping[str, str] = {
+    "model_zoo": "model family",
+    "quantize.schemes": "scheme",
+    "runtimes": "runtime",
+    "toolkit.projects": "language",
+    "toolkit.layouts": "layout",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +45,8 @@ class Listing:
 def listing(group: Group) -> Mapping[str, Listing]:
     """All plug-ins of a group by name: our own files first, then other packages' entry points.
 
-    An entry point is declared in the group `toolkit.<group>`, as `toolkit.runtimes`, with the plug-in's name.
+    An entry point is declared in the group `toolkit.<group>`, as `toolkit.runtimes`, with the plug-in's name; for
+    `toolkit.projects` and `toolkit.layouts` the group is that name itself.
     """
     own = {entry.name: entry for entry in _own(group)}
     foreign = {entry.name: entry for entry in _foreign(group)}
@@ -71,6 +79,16 @@ def runtime(name: str) -> Runtime:
     return cast("Runtime", _load("runtimes", name, "RUNTIME"))
 
 
+def project(name: str) -> Writer:
+    """Import the one folder of that language and answer its `PROJECT`."""
+    return cast("Writer", _load("toolkit.projects", name, "PROJECT"))
+
+
+def layout(name: str) -> Writer:
+    """Import the one file of that layout and answer its `LAYOUT`."""
+    return cast("Writer", _load("toolkit.layouts", name, "LAYOUT"))
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """`Did you mean a, b? ` for the closest known names, or nothing."""
     close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
@@ -92,7 +110,7 @@ def _own(group: Group) -> Iterable[Listing]:
 
 
 def _foreign(group: Group) -> Iterable[Listing]:
-    for point in entry_points(group=f"toolkit.{group}"):
+    for point in entry_points(group=f"toolkit.{group.removeprefix('toolkit.')}"):
         found = importlib.util.find_spec(point.module)
         if found and found.origin:
             yield _read(point.name, point.module, Path(found.origin))

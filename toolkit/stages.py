@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from exporters import UNFUSED
+from model_zoo import postprocessing, preprocessing
 from runtimes import portable_session
 from toolkit import plugins
 from toolkit.atomic import publish, scratch
@@ -140,10 +141,11 @@ class Stages:
         """Put everything that ships into one folder, which appears whole or not at all."""
         from toolkit.bundle.write import Contents, write_bundle
 
-        place, recipe = self.places[target], self.plan.recipe(target)
+        place, recipe, spec = self.places[target], self.plan.recipe(target), self.plan.spec
         with self.watch.stage("bundle", str(target)) as row:
+            assets = plugins.family(spec.family).assets(spec)
             contents = Contents(
-                spec=self.plan.spec,
+                spec=spec,
                 target=target,
                 engine=engine,
                 report=report,
@@ -152,11 +154,13 @@ class Stages:
                 golden_reference=reference.golden_outputs,
                 evaluation=reference.evaluation,
                 evaluation_reference=reference.evaluation_outputs,
-                assets=plugins.family(self.plan.spec.family).assets(self.plan.spec),
+                assets=assets,
+                preprocessing=preprocessing(spec, assets),
+                postprocessing=postprocessing(spec, assets),
                 calibration=self.calibration if recipe.measured_by or target in self.measured else None,
                 calibration_method=recipe.measured_by or "ranges",
                 allow_unfused=_unfused(engine),
-                recipe=dump_recipe(recipe_for(self.plan.request, target, self.plan.spec), _RECIPE),
+                recipe=dump_recipe(recipe_for(self.plan.request, target, spec), _RECIPE),
             )
             write_bundle(place.folder, contents, command=self.plan.request.command)
             place.publish()

@@ -23,6 +23,7 @@ __all__ = [
     "FileEntry",
     "Manifest",
     "ModelEntry",
+    "ProcessingEntry",
     "RelativePath",
     "TargetEntry",
     "read_manifest",
@@ -94,6 +95,22 @@ class EngineEntry(Frozen):
     outputs: tuple[TensorSpec, ...] = ()
 
 
+class ProcessingEntry(Frozen):
+    """The graph before or after the model, see `toolkit.processing.Processing`; none where `reason` says why.
+
+    Its samples lie in `preprocess_data_set_N` or `postprocess_data_set_N`; the dtype of texts is `string`.
+    """
+
+    graph: RelativePath | None = None
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
+    exact: bool = False
+    bound: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    compared: str = ""
+    reason: str = ""
+    needs: tuple[str, ...] = ()
+
+
 class DriftEntry(Frozen):
     """The drift report in short: each stage's worst output and task metric. The whole is in `drift.json`."""
 
@@ -153,6 +170,9 @@ class Manifest(Frozen):
     calibration: CalibrationEntry | None = None
     evaluation_data: EvaluationEntry | None = None
     overlap: Overlap | None = None
+    preprocess: ProcessingEntry | None = None
+    """None in bundles from before there were such graphs, as is `postprocess`."""
+    postprocess: ProcessingEntry | None = None
     allow_unfused: tuple[str, ...] = ()
     canonical: dict[str, dict[str, int]] = Field(default_factory=dict)
     """Operators of the graph as it was exported, by domain; empty in bundles from before they were recorded."""
@@ -161,7 +181,8 @@ class Manifest(Frozen):
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
-        unlisted = [path for path in (self.graph, *self.engine.files) if path not in self.files]
+        beside = [entry.graph for entry in (self.preprocess, self.postprocess) if entry and entry.graph]
+        unlisted = [path for path in (self.graph, *self.engine.files, *beside) if path not in self.files]
         if unlisted:
             raise ValueError(f"not listed in files: {', '.join(unlisted)}")
         if MANIFEST in self.files:

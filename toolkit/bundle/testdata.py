@@ -15,9 +15,17 @@ from numpy.typing import NDArray
 
 from toolkit.drift.summary import summarize
 from toolkit.errors import UsageError
-from toolkit.types import Evaluation, ModelSpec, Tensors
+from toolkit.types import Evaluation, ModelSpec, Tensors, TensorSpec
 
-__all__ = ["EVALUATION", "read_evaluation", "read_golden", "write_evaluation", "write_golden"]
+__all__ = [
+    "EVALUATION",
+    "read_evaluation",
+    "read_golden",
+    "read_sets",
+    "write_evaluation",
+    "write_golden",
+    "write_sets",
+]
 
 EVALUATION = "evaluation.safetensors"
 Metric = Literal["accuracy", "retrieval", "language"]
@@ -28,12 +36,23 @@ _LABELS = "labels"
 
 def write_golden(folder: Path, inputs: Sequence[Tensors], outputs: Sequence[Tensors], spec: ModelSpec) -> list[Path]:
     """Write one `test_data_set_N` a pair, the tensors named and in the spec's order; answers the files."""
+    return write_sets(folder, _SET, inputs, outputs, (spec.inputs, spec.outputs))
+
+
+def write_sets(
+    folder: Path,
+    prefix: str,
+    inputs: Sequence[Tensors],
+    outputs: Sequence[Tensors],
+    specs: tuple[Sequence[TensorSpec], Sequence[TensorSpec]],
+) -> list[Path]:
+    """Write a folder `<prefix>N` a pair, the tensors in the order of the specs of inputs and outputs."""
     written = []
     for index, (given, expected) in enumerate(zip(inputs, outputs, strict=True)):
-        place = folder / f"{_SET}{index}"
+        place = folder / f"{prefix}{index}"
         place.mkdir()
-        written += _write_set(place, "input", given, [tensor.name for tensor in spec.inputs])
-        written += _write_set(place, "output", expected, [tensor.name for tensor in spec.outputs])
+        written += _write_set(place, "input", given, [tensor.name for tensor in specs[0]])
+        written += _write_set(place, "output", expected, [tensor.name for tensor in specs[1]])
     return written
 
 
@@ -42,7 +61,12 @@ def read_golden(folder: Path) -> tuple[list[dict[str, NDArray[Any]]], list[dict[
 
     Raises UsageError for a file that is no tensor, and for one whose data lies elsewhere.
     """
-    sets = _numbered(folder, rf"{_SET}(\d+)")
+    return read_sets(folder, _SET)
+
+
+def read_sets(folder: Path, prefix: str) -> tuple[list[dict[str, NDArray[Any]]], list[dict[str, NDArray[Any]]]]:
+    """As `read_golden`, of the folders `<prefix>N`; none is no error."""
+    sets = _numbered(folder, rf"{prefix}(\d+)")
     return [_read_set(place, "input") for place in sets], [_read_set(place, "output") for place in sets]
 
 

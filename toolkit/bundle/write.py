@@ -25,8 +25,10 @@ from toolkit.bundle.manifest import (
     FileEntry,
     Manifest,
     ModelEntry,
+    ProcessingEntry,
     TargetEntry,
 )
+from toolkit.bundle.processing import write_processing
 from toolkit.bundle.testdata import EVALUATION, write_evaluation, write_golden
 from toolkit.drift.measure import task_output
 from toolkit.drift.report import DriftReport, write_report
@@ -34,6 +36,7 @@ from toolkit.errors import UsageError
 from toolkit.generation.static_cache import has_static_cache
 from toolkit.hashing import data_path, file_sha256
 from toolkit.overlap import overlap
+from toolkit.processing import NOTHING, Processing
 from toolkit.target import Target
 from toolkit.types import Calibration, Engine, Evaluation, Gate, ModelSpec, Tensors
 
@@ -85,7 +88,7 @@ class Contents:
 
     The `_reference` outputs are those of the eager fp32 model on `golden` and on `evaluation.batches`.
     `assets` are copied; the engine's files are linked, so they must not be changed afterwards. `recipe` is the YAML of
-    the recipe that makes the bundle again.
+    the recipe that makes the bundle again. What stands before and after the model is written as graphs of its own.
     """
 
     spec: ModelSpec
@@ -103,6 +106,8 @@ class Contents:
     canonical: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     libraries: Mapping[str, str] = field(default_factory=dict)
     recipe: str = ""
+    preprocessing: Processing = NOTHING
+    postprocessing: Processing = NOTHING
 
 
 def write_bundle(folder: Path, contents: Contents, *, command: str, gate: Gate | None = None) -> Manifest:
@@ -124,7 +129,11 @@ def write_bundle(folder: Path, contents: Contents, *, command: str, gate: Gate |
     write_report(contents.report, folder / DRIFT)
     if contents.recipe:
         (folder / RECIPE).write_text(contents.recipe, encoding="utf-8")
-    manifest = _manifest(folder, contents, command, gate or contents.report.stages[-1].gate, graph)
+    processing = {
+        "preprocess": write_processing(folder, "preprocess", contents.preprocessing),
+        "postprocess": write_processing(folder, "postprocess", contents.postprocessing),
+    }
+    manifest = _manifest(folder, contents, command, gate or contents.report.stages[-1].gate, graph, processing)
     (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return manifest
 
@@ -183,7 +192,14 @@ def _place_beside_genai(folder: Path) -> None:
             _link(asset, folder / name)
 
 
-def _manifest(folder: Path, contents: Contents, command: str, gate: Gate, graph: str) -> Manifest:
+def _manifest(
+    folder: Path,
+    contents: Contents,
+    command: str,
+    gate: Gate,
+    graph: str,
+    processing: Mapping[str, ProcessingEntry],
+) -> Manifest:
     spec, report, evaluation = contents.spec, contents.report, contents.evaluation
     return Manifest(
         toolkit=__version__,
@@ -203,6 +219,8 @@ def _manifest(folder: Path, contents: Contents, command: str, gate: Gate, graph:
         calibration=_calibration(contents),
         evaluation_data=_evaluation(evaluation),
         overlap=overlap(contents.calibration, evaluation),
+        preprocess=processing["preprocess"],
+        postprocess=processing["postprocess"],
         allow_unfused=tuple(contents.allow_unfused),
         canonical={domain: dict(counts) for domain, counts in contents.canonical.items()},
         libraries=dict(contents.libraries) or library_versions(),

@@ -1,0 +1,1 @@
+"""Folders as servers want them: one file a layout, exposing a `toolkit.projects.Writer` as `LAYOUT`."""

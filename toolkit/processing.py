@@ -1,0 +1,35 @@
+"""What runs before and after a model, as ONNX graphs of their own: from texts or pixels to tensors, and to answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from toolkit.types import Tensors
+
+__all__ = ["EXTENSIONS", "NOTHING", "Processing"]
+
+EXTENSIONS = "onnxruntime-extensions"
+"""The library of operators in `ai.onnx.contrib` that a tokenizer graph needs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Processing:
+    """A graph that stands before or after a model, and how far it is from what it replaces.
+
+    `graph` is an `onnx.ModelProto`, None where none can be made; then `reason` says why. Texts are of type string.
+    `samples` are inputs and what the original (the processor, the tokenizer) makes of them; a bundle carries them.
+    `exact`: every integer equals the original's and every float is within `bound` of it, on all that was `compared`.
+    Where it is not exact, `reason` says on what it differs. `needs` names libraries whose operators it uses.
+    """
+
+    graph: Any = None
+    samples: tuple[tuple[Tensors, Tensors], ...] = ()
+    exact: bool = False
+    bound: float = 0.0
+    compared: str = ""
+    reason: str = ""
+    needs: tuple[str, ...] = ()
+
+
+NOTHING = Processing(reason="nothing was made of it")
