@@ -11,7 +11,7 @@ from toolkit.errors import UsageError
 if TYPE_CHECKING:
     from toolkit.recipe.document import Data
 
-__all__ = ["DATASETS", "DataSource", "beside", "parse_source", "require_there"]
+__all__ = ["DATASETS", "DataSource", "beside", "parse_source", "require_there", "source_or_count"]
 
 DATASETS = "datasets:"
 _FORM = "datasets:NAME[/CONFIG][:SPLIT][#COLUMN[,LABEL]]"
@@ -106,3 +106,20 @@ def _cuts(text: str, marks: str) -> list[tuple[str, str]]:
     """The text cut before each of the marks, the longest head first."""
     ends = [len(text), *(index for index in range(len(text) - 1, 0, -1) if text[index] in marks)]
     return [(text[:end], text[end:]) for end in ends]
+
+
+def source_or_count(text: str, count: int | None = None) -> tuple[str, int | None]:
+    """What `--calibration` says: a set of the user's own, or by a number how many of the family's own samples.
+
+    `count` is what `--calibration-count` says. Raises UsageError for no text, a number of 0, and two numbers.
+    """
+    if not text.strip():
+        raise UsageError("--calibration is empty", hint="Give a folder, a file or datasets:NAME, or leave it out.")
+    if not text.isdecimal():
+        return text, count
+    number = int(text)
+    if not number:
+        raise UsageError("--calibration 0 leaves no samples to calibrate on", hint="Give at least one.")
+    if count not in (None, number):
+        raise UsageError(f"--calibration {number} and --calibration-count {count} differ", hint="Give one of them.")
+    return "", number

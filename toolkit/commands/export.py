@@ -241,13 +241,14 @@ def _options(given: dict[str, Any]) -> dict[str, Any]:
 
 def _data(given: dict[str, Any]) -> dict[str, Any]:
     """The same with fields of the sections `calibration` and `evaluation` in place of the five options on data."""
+    from toolkit.data_source import source_or_count
+
     names = ("calibration", "calibration_count", "evaluation", "evaluation_count", "data_seed")
     source, count, held_out, held_out_count, seed = (given.pop(name, None) for name in names)
-    for flag, text in (("calibration", source), ("evaluation", held_out)):
-        if text is not None and not text.strip():
-            raise UsageError(f"--{flag} is empty", hint="Give a folder, a file or datasets:NAME, or leave it out.")
-    if source is not None and source.isdecimal():
-        source, count = "", _same_count(int(source), count)
+    if held_out is not None and not held_out.strip():
+        raise UsageError("--evaluation is empty", hint="Give a folder, a file or datasets:NAME, or leave it out.")
+    if source is not None:
+        source, count = source_or_count(source, count)
     sections = {
         "calibration": {"source": source, "count": count, "seed": seed},
         "evaluation": {"source": held_out, "count": held_out_count, "seed": seed},
@@ -257,14 +258,6 @@ def _data(given: dict[str, Any]) -> dict[str, Any]:
             # A new source has columns of its own.
             given[section] = chosen if fields["source"] is None else {**chosen, "column": ""}
     return given
-
-
-def _same_count(number: int, count: int | None) -> int:
-    if not number:
-        raise UsageError("--calibration 0 leaves no samples to calibrate on", hint="Give at least one.")
-    if count not in (None, number):
-        raise UsageError(f"--calibration {number} and --calibration-count {count} differ", hint="Give one of them.")
-    return number
 
 
 def _command_line() -> str:

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from toolkit.tune.result import TuneResult
     from toolkit.tune.search import Search
 
-_INTERRUPTED = 130
-
 
 class _Size(click.ParamType[Any]):
     name = "NAME=N"
@@ -74,6 +72,7 @@ def command(*, minutes: float, trials: int | None, as_json: bool, output: Path, 
     in turn with fp32. A precision wins only where it gains: else the answer is fp32.
     """
     from toolkit import console
+    from toolkit.cli import INTERRUPTED
     from toolkit.progress import Rows, Silent
 
     found = _search(output, options)
@@ -82,7 +81,7 @@ def command(*, minutes: float, trials: int | None, as_json: bool, output: Path, 
         result = found.run(watch, minutes=minutes, trials=trials)
     except KeyboardInterrupt:
         click.echo(f"\ninterrupted; what was tried is in {output}, the same command continues", err=True)
-        click.get_current_context().exit(_INTERRUPTED)
+        click.get_current_context().exit(INTERRUPTED)
     if as_json:
         console.emit_json(result.model_dump(mode="json"))
     else:
@@ -99,7 +98,9 @@ def _search(output: Path, options: dict[str, Any]) -> Search:
 
 
 def _request(output: Path, options: dict[str, Any]) -> Request:
+    from toolkit.data_source import source_or_count
     from toolkit.plan import Request
+    from toolkit.recipe.document import Data
     from toolkit.recipe.file import read_recipe
     from toolkit.recipe.request import request_of
 
@@ -108,18 +109,13 @@ def _request(output: Path, options: dict[str, Any]) -> Request:
         raise UsageError("tune takes a model or a recipe file", hint="Give one of --model NAME and --recipe FILE.")
     flags = {name: options[name] for name in ("revision", "weights", "seed", "drift_gate") if options[name] is not None}
     flags |= {"output": output, "offline": options["offline"], "trust_remote_code": options["trust_remote_code"]}
-    if options["calibration"]:
-        flags["calibration"] = _data(options["calibration"])
+    if options["calibration"] is not None:
+        source, count = source_or_count(options["calibration"])
+        flags["calibration"] = Data(source=source, count=count)
     make: Callable[..., Request] = Request
     if file:
         return request_of(read_recipe(file), folder=file.parent, **flags)
     return make(model=model, targets=(), **flags)
-
-
-def _data(text: str) -> Any:
-    from toolkit.recipe.document import Data
-
-    return Data(count=int(text)) if text.isdecimal() else Data(source=text)
 
 
 def _runtime_of(targets: Any) -> str:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from toolkit.gate.result import Outcome, Result
-from toolkit.gate.rows import HEADERS, NUMBERS, remarks, rows
+from toolkit.gate.rows import HEADERS, NUMBERS, not_run, remarks, rows
 
 __all__ = ["markdown", "workflow_commands"]
 
@@ -21,8 +21,8 @@ def workflow_commands(result: Result) -> list[str]:
         for kind, told in (("error", outcome.failures), ("notice", outcome.better), ("warning", outcome.notes)):
             if told:
                 lines.append(_command(kind, f"toolkit gate: {outcome.subject}", "\n".join(told), outcome))
-    not_run = [f"{subject} is in the baseline but was not run" for subject in result.not_run]
-    return [*lines, *([_command("warning", "toolkit gate", "\n".join(not_run))] if not_run else [])]
+    absent = not_run(result)
+    return [*lines, *([_command("warning", "toolkit gate", "\n".join(absent))] if absent else [])]
 
 
 def markdown(result: Result) -> str:

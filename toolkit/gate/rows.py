@@ -10,7 +10,7 @@ from toolkit.drift.gates import TASK_BOUNDS
 from toolkit.gate.record import StageRecord
 from toolkit.gate.result import Outcome, Result
 
-__all__ = ["HEADERS", "Row", "remarks", "rows"]
+__all__ = ["HEADERS", "Row", "not_run", "remarks", "rows"]
 
 HEADERS = ("subject", "verdict", "stage", "SQNR dB", "baseline", "change", "task", "size", "baseline", "change")
 NUMBERS = frozenset((3, 4, 5, 7, 8, 9))
@@ -41,8 +41,12 @@ def remarks(result: Result) -> tuple[list[str], list[str], list[str]]:
         failures += [f"{outcome.subject}: {said}" for said in outcome.failures]
         better += [f"{outcome.subject}: {said}" for said in outcome.better]
         warnings += [f"{outcome.subject}: {said}" for said in outcome.notes]
-    warnings += [f"{subject} is in the baseline but was not run" for subject in result.not_run]
-    return failures, better, warnings
+    return failures, better, warnings + not_run(result)
+
+
+def not_run(result: Result) -> list[str]:
+    """A sentence for each subject that the baseline knows and the recipes do not name any more."""
+    return [f"{subject} is in the baseline but was not run" for subject in result.not_run]
 
 
 def _row(outcome: Outcome) -> Row:
