@@ -44,11 +44,14 @@ def register() -> None:
     AttentionMaskInterface.register(NAME, attention_mask)
 
 
-def swap_attention(model: PreTrainedModel, kind: type[nn.Module], fused: Callable[..., Any]) -> None:
+def swap_attention(
+    model: PreTrainedModel, kind: type[nn.Module], fused: Callable[..., Any], *, cached: bool = True
+) -> None:
     """Give modules of `kind`, which compute attention by hand, a forward that goes through the operator.
 
     `fused(module, ...)` is called as Transformers calls the module, and answers what it does; only while the toolkit's
-    attention is selected and a cache is active. Otherwise the module stays itself. `set_attn_implementation` then works
+    attention is selected and, where it is `cached`, a cache is active. Otherwise the module stays itself.
+    `set_attn_implementation` then works
     on the model, whose own code would refuse it.
     """
 
@@ -59,12 +62,12 @@ def swap_attention(model: PreTrainedModel, kind: type[nn.Module], fused: Callabl
         if isinstance(part, PreTrainedModel):
             part.set_attn_implementation = select
         if isinstance(part, kind):
-            part.forward = _either(model.config, partial(fused, part), part.forward)
+            part.forward = _either(model.config, partial(fused, part), part.forward, cached)
 
 
-def _either(config: Any, fused: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
+def _either(config: Any, fused: Callable[..., Any], original: Callable[..., Any], cached: bool) -> Callable[..., Any]:
     def forward(*arguments: Any, **named: Any) -> Any:
-        selected = config._attn_implementation == NAME and active_cache() is not None
+        selected = config._attn_implementation == NAME and (not cached or active_cache() is not None)
         return (fused if selected else original)(*arguments, **named)
 
     return forward

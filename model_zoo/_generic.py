@@ -1,0 +1,250 @@
+"""What the families share whose files hold little of their own: any encoder, vision model or causal language model."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import GenerationMixin, PreTrainedModel
+from transformers.models.auto import modeling_auto
+
+from model_zoo import _loading, _source, _text, _vision
+from model_zoo._calibration import OWN
+from model_zoo._decoder import CausalFamily
+from model_zoo._resolve import needs_no_files
+from model_zoo._skeleton import SHAPES_ONLY, skeleton
+from toolkit.errors import UnsupportedError, UsageError
+from toolkit.recipe.document import Data
+from toolkit.types import Calibration, Evaluation, Kind, ModelRequest, ModelSpec, Tensors, TensorSpec
+
+__all__ = ["Adapt", "GenericFamily", "split_heads"]
+
+Adapt = Callable[[PreTrainedModel], None]
+"""Changes a loaded model in place, as `swap_attention` does."""
+
+_TASKS = {"ForImageClassification": "image-classification", "ForSequenceClassification": "text-classification"}
+_LATER = (
+    "Encoders, vision models and causal language models are supported; seq2seq, speech and multi-modal are to come."
+)
+
+
+@dataclass(frozen=True)
+class GenericFamily:
+    """The class is `architectures[0]`; the outputs are the tensors that the class gives, by name.
+
+    `configs` are the configurations of the family's short names; `adapt` is called on each loaded model.
+    """
+
+    name: str
+    configs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    adapt: Adapt | None = None
+
+    def describe(self, request: ModelRequest) -> ModelSpec:
+        """The spec. The class is run without weights, for shapes only, to learn its outputs."""
+        config = _loading.request_config(request)
+        architecture = _loading.architecture(request.config)
+        cls = _loading.find_class(
+            architecture,
+            source=request.source,
+            config=request.config,
+            trust_remote_code=request.trust_remote_code,
+        )
+        kind = _kind(cls, config)
+        if kind == "decoder":
+            return self._causal.describe(request)
+        made = _text_spec(request, cls, config) if kind == "encoder" else _vision_spec(request, cls, config)
+        return replace(made, family=self.name)
+
+    def load(self, spec: ModelSpec) -> nn.Module:
+        """The model, wrapped so that its outputs are named as in the spec."""
+        if spec.kind == "decoder":
+            return self._causal.load(spec)
+        values = _loading.source_config(spec, self.configs)
+        config = _loading.make_config(values, source=spec.source, trust_remote_code=spec.trust_remote_code)
+        cls: Any = _loading.find_class(
+            spec.architecture, source=spec.source, config=values, trust_remote_code=spec.trust_remote_code
+        )
+        names = [item.name for item in spec.outputs]
+        if spec.task == "embedding":
+            base, pooling = _sentence_encoder(spec, cls, config)
+            return _text.SentenceEncoder(self._adapted(base), *pooling)
+        model = self._adapted(_loading.load(cls, spec, config))
+        return _vision.VisionEncoder(model, names) if spec.kind == "vision" else _text.TextEncoder(model, names)
+
+    def golden(self, spec: ModelSpec) -> tuple[Tensors, ...]:
+        """Photographs or passages, as the model takes them."""
+        if spec.kind == "decoder":
+            return self._causal.golden(spec)
+        return _vision.golden(spec) if spec.kind == "vision" else _text.golden(spec, self._vocabulary(spec))
+
+    def calibration(self, spec: ModelSpec, data: Data = OWN) -> Calibration:
+        """Photographs or passages: the user's, or the shipped ones."""
+        if spec.kind == "decoder":
+            return self._causal.calibration(spec, data)
+        if spec.kind == "vision":
+            return _vision.calibration(spec, data)
+        return _text.calibration(spec, data, self._vocabulary(spec))
+
+    def evaluation(self, spec: ModelSpec, data: Data = OWN) -> Evaluation | None:
+        """The user's; or retrieval over held-out passages for sentence encoders, their text for language models."""
+        if spec.kind == "decoder":
+            return self._causal.evaluation(spec, data)
+        if spec.kind == "vision":
+            return _vision.evaluation(spec, data)
+        return _text.evaluation(spec, self._vocabulary(spec), data)
+
+    def assets(self, spec: ModelSpec) -> tuple[Path, ...]:
+        """What the model's folder has of tokenizer, image processor and configuration."""
+        return _loading.asset_files(spec)
+
+    @property
+    def _causal(self) -> CausalFamily:
+        return CausalFamily(self.name, self.configs)
+
+    def _adapted(self, model: PreTrainedModel) -> PreTrainedModel:
+        if self.adapt is not None:
+            self.adapt(model)
+        return model
+
+    def _vocabulary(self, spec: ModelSpec) -> int:
+        return int(_loading.source_config(spec, self.configs).get("vocab_size", 1000))
+
+
+def split_heads(states: torch.Tensor, size: int) -> torch.Tensor:
+    """[batch, positions, heads · size] as [batch, heads, positions, size]."""
+    return states.view(*states.shape[:-1], -1, size).transpose(1, 2)
+
+
+def _kind(cls: type, config: Any) -> Kind:
+    """Encoder, vision or decoder; refuses what has two sides or takes more than one kind of input."""
+    name, kind = cls.__name__, config.model_type
+    causal = kind in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    masked = kind in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    two_sided = getattr(config, "is_encoder_decoder", False) and not name.endswith("EncoderModel")
+    taken = getattr(cls, "input_modalities", ())
+    given = (taken,) if isinstance(taken, str) else tuple(taken)
+    if not two_sided and issubclass(cls, GenerationMixin) and causal and set(given) <= {"text"}:
+        return "decoder"
+    if two_sided or issubclass(cls, GenerationMixin) or (causal and not masked):
+        raise UnsupportedError(f"'{name}' ({kind}) is no causal language model that is known here", hint=_LATER)
+    if getattr(config, "is_decoder", False):
+        raise UnsupportedError(f"'{name}' ({kind}) is set up as a decoder (is_decoder)", hint=_LATER)
+    main = getattr(cls, "main_input_name", "")
+    if main == "pixel_values" and given == ("image",):
+        return "vision"
+    if main == "input_ids" and given == ("text",):
+        return "encoder"
+    raise UnsupportedError(f"'{name}' takes {', '.join(given) or main or 'unknown inputs'}", hint=_LATER)
+
+
+def _text_spec(request: ModelRequest, cls: type, config: Any) -> ModelSpec:
+    folder = None if needs_no_files(request) else _files(request)
+    if _text.pooling_of(folder) is not None:
+        task = "embedding"
+        outputs = [TensorSpec("embedding", "float32", ("batch", config.hidden_size))]
+        model = skeleton(_base(config), config)
+    else:
+        task, model = _task(cls), skeleton(cls, config)
+        with SHAPES_ONLY:
+            ids = [torch.ones(rows, width, dtype=torch.long, device="meta") for rows, width in ((2, 16), (3, 24))]
+        outputs = _outputs(model, "input_ids", ids, ("batch", "sequence"))
+    return _text.text_spec(
+        request,
+        family=request.name,
+        task=task,
+        architecture=cls.__name__,
+        names=_text.input_names(config, cls),
+        outputs=outputs,
+        longest=_longest(model, config),
+        labels=_vision.labels_of(config) if task == "text-classification" else (),
+    )
+
+
+def _files(request: ModelRequest) -> Path:
+    return _source.files(request.source, revision=request.revision, offline=request.offline)
+
+
+def _vision_spec(request: ModelRequest, cls: type, config: Any) -> ModelSpec:
+    size, channels = _vision.input_size(request, config), int(getattr(config, "num_channels", 3))
+    with SHAPES_ONLY:
+        pixels = [torch.ones(rows, channels, *size, device="meta") for rows in (2, 3)]
+    task = _task(cls)
+    return _vision.vision_spec(
+        request,
+        family=request.name,
+        task=task,
+        architecture=cls.__name__,
+        channels=channels,
+        size=size,
+        outputs=_outputs(skeleton(cls, config), "pixel_values", pixels, ("batch",)),
+        labels=_vision.labels_of(config) if task == "image-classification" else (),
+    )
+
+
+def _task(cls: type) -> str:
+    heads = [task for ending, task in _TASKS.items() if cls.__name__.endswith(ending)]
+    return heads[0] if heads else "features" if cls.__name__.endswith("Model") else "raw"
+
+
+def _outputs(
+    model: PreTrainedModel, name: str, probes: Sequence[torch.Tensor], axes: Sequence[str]
+) -> list[TensorSpec]:
+    """Run two sizes of input: an output axis that follows one of the input's is named after it."""
+    try:
+        with torch.no_grad(), SHAPES_ONLY:
+            small, large = (dict(model(**{name: probe}).items()) for probe in probes)
+    except Exception as error:
+        raise UnsupportedError(
+            f"{type(model).__name__} cannot be run on {name} alone: {error}",
+            hint="Wrap it in a module of your own and give that as `module:factory`.",
+        ) from error
+    return [
+        TensorSpec(key, str(value.dtype).removeprefix("torch."), _shape(value, large[key], probes, axes))
+        for key, value in small.items()
+        if isinstance(value, torch.Tensor)
+    ]
+
+
+def _shape(
+    small: torch.Tensor, large: torch.Tensor, probes: Sequence[torch.Tensor], axes: Sequence[str]
+) -> tuple[int | str, ...]:
+    named = {(probes[0].shape[axis], probes[1].shape[axis]): name for axis, name in enumerate(axes)}
+    pairs = zip(small.shape, large.shape, strict=True)
+    shape = tuple(a if a == b else named.get((a, b), "") for a, b in pairs)
+    if "" in shape:
+        raise UnsupportedError(
+            f"an output has the shape {tuple(small.shape)} for an input {tuple(probes[0].shape)}, "
+            f"but {tuple(large.shape)} for {tuple(probes[1].shape)}",
+            hint="Axes of outputs must be fixed or equal the batch or the sequence.",
+        )
+    return shape
+
+
+def _longest(model: PreTrainedModel, config: Any) -> int:
+    """Positions that exist; RoBERTa and its kin lose those up to the padding index."""
+    most = int(getattr(config, "max_position_embeddings", 0) or 512)
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            return most if module.padding_idx is None else most - module.padding_idx - 1
+    return most
+
+
+def _base(config: Any) -> Any:
+    return transformers.MODEL_MAPPING[type(config)]
+
+
+def _sentence_encoder(spec: ModelSpec, cls: Any, config: Any) -> tuple[PreTrainedModel, tuple[str, bool]]:
+    base = _base(config)
+    pooling = _text.pooling_of(_loading.model_folder(spec))
+    if pooling is None:
+        raise UsageError(f"modules.json of {spec.source} is gone", hint="Resolve the model again.")
+    takes = "add_pooling_layer" in inspect.signature(base.__init__).parameters
+    arguments: dict[str, Any] = {"add_pooling_layer": False} if takes else {}
+    model = _loading.load(base, spec, config, ignore=("",) if cls is not base else ("pooler.",), **arguments)
+    return model, pooling
