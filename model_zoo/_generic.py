@@ -28,6 +28,9 @@ __all__ = ["Adapt", "GenericFamily", "split_heads"]
 Adapt = Callable[[PreTrainedModel], None]
 """Changes a loaded model in place, as `swap_attention` does."""
 
+Bare = Callable[[type], PreTrainedModel]
+"""The model of a class without memory for its weights."""
+
 _TASKS = {"ForImageClassification": "image-classification", "ForSequenceClassification": "text-classification"}
 _LATER = (
     "Encoders, vision models and causal language models are supported; seq2seq, speech and multi-modal are to come."
@@ -38,12 +41,14 @@ _LATER = (
 class GenericFamily:
     """The class is `architectures[0]`; the outputs are the tensors that the class gives, by name.
 
-    `configs` are the configurations of the family's short names; `adapt` is called on each loaded model.
+    `configs` are the configurations of the family's short names; `adapt` is called on each model that is made; `pooling`
+    says of short names that are sentence encoders what their `modules.json` says: the mode, and whether to normalise.
     """
 
     name: str
     configs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     adapt: Adapt | None = None
+    pooling: Mapping[str, tuple[str, bool]] = field(default_factory=dict)
 
     def describe(self, request: ModelRequest) -> ModelSpec:
         """The spec. The class is run without weights, for shapes only, to learn its outputs."""
@@ -58,7 +63,14 @@ class GenericFamily:
         kind = _kind(cls, config)
         if kind == "decoder":
             return self._causal.describe(request)
-        made = _text_spec(request, cls, config) if kind == "encoder" else _vision_spec(request, cls, config)
+
+        def bare(of: type) -> PreTrainedModel:
+            return self._adapted(skeleton(of, config))
+
+        if kind == "vision":
+            made = _vision_spec(request, cls, config, bare)
+        else:
+            made = _text_spec(request, cls, config, bare, pooled=self._pooling_of(request) is not None)
         return replace(made, family=self.name)
 
     def load(self, spec: ModelSpec) -> nn.Module:
@@ -72,8 +84,7 @@ class GenericFamily:
         )
         names = [item.name for item in spec.outputs]
         if spec.task == "embedding":
-            base, pooling = _sentence_encoder(spec, cls, config)
-            return _text.SentenceEncoder(self._adapted(base), *pooling)
+            return self._sentence_encoder(spec, config)
         model = self._adapted(_loading.load(cls, spec, config))
         return _vision.VisionEncoder(model, names) if spec.kind == "vision" else _text.TextEncoder(model, names)
 
@@ -102,6 +113,21 @@ class GenericFamily:
     def assets(self, spec: ModelSpec) -> tuple[Path, ...]:
         """What the model's folder has of tokenizer, image processor and configuration."""
         return _loading.asset_files(spec)
+
+    def _sentence_encoder(self, spec: ModelSpec, config: Any) -> _text.SentenceEncoder:
+        pooling, base = self._pooling_of(spec), _base(config)
+        if pooling is None:
+            raise UsageError(f"modules.json of {spec.source} is gone", hint="Resolve the model again.")
+        takes = "add_pooling_layer" in inspect.signature(base.__init__).parameters
+        arguments: dict[str, Any] = {"add_pooling_layer": False} if takes else {}
+        ignore = ("",) if spec.architecture != base.__name__ else ("pooler.",)
+        model = _loading.load(base, spec, config, ignore=ignore, **arguments)
+        return _text.SentenceEncoder(self._adapted(model), *pooling)
+
+    def _pooling_of(self, model: ModelRequest | ModelSpec) -> tuple[str, bool] | None:
+        if needs_no_files(model):
+            return self.pooling.get(model.name)
+        return _text.pooling_of(_source.files(model.source, revision=model.revision, offline=model.offline))
 
     @property
     def _causal(self) -> CausalFamily:
@@ -143,14 +169,13 @@ def _kind(cls: type, config: Any) -> Kind:
     raise UnsupportedError(f"'{name}' takes {', '.join(given) or main or 'unknown inputs'}", hint=_LATER)
 
 
-def _text_spec(request: ModelRequest, cls: type, config: Any) -> ModelSpec:
-    folder = None if needs_no_files(request) else _files(request)
-    if _text.pooling_of(folder) is not None:
+def _text_spec(request: ModelRequest, cls: type, config: Any, bare: Bare, *, pooled: bool) -> ModelSpec:
+    if pooled:
         task = "embedding"
         outputs = [TensorSpec("embedding", "float32", ("batch", config.hidden_size))]
-        model = skeleton(_base(config), config)
+        model = bare(_base(config))
     else:
-        task, model = _task(cls), skeleton(cls, config)
+        task, model = _task(cls), bare(cls)
         with SHAPES_ONLY:
             ids = [torch.ones(rows, width, dtype=torch.long, device="meta") for rows, width in ((2, 16), (3, 24))]
         outputs = _outputs(model, "input_ids", ids, ("batch", "sequence"))
@@ -166,11 +191,7 @@ def _text_spec(request: ModelRequest, cls: type, config: Any) -> ModelSpec:
     )
 
 
-def _files(request: ModelRequest) -> Path:
-    return _source.files(request.source, revision=request.revision, offline=request.offline)
-
-
-def _vision_spec(request: ModelRequest, cls: type, config: Any) -> ModelSpec:
+def _vision_spec(request: ModelRequest, cls: type, config: Any, bare: Bare) -> ModelSpec:
     size, channels = _vision.input_size(request, config), int(getattr(config, "num_channels", 3))
     with SHAPES_ONLY:
         pixels = [torch.ones(rows, channels, *size, device="meta") for rows in (2, 3)]
@@ -182,7 +203,7 @@ def _vision_spec(request: ModelRequest, cls: type, config: Any) -> ModelSpec:
         architecture=cls.__name__,
         channels=channels,
         size=size,
-        outputs=_outputs(skeleton(cls, config), "pixel_values", pixels, ("batch",)),
+        outputs=_outputs(bare(cls), "pixel_values", pixels, ("batch",)),
         labels=_vision.labels_of(config) if task == "image-classification" else (),
     )
 
@@ -237,14 +258,3 @@ def _longest(model: PreTrainedModel, config: Any) -> int:
 
 def _base(config: Any) -> Any:
     return transformers.MODEL_MAPPING[type(config)]
-
-
-def _sentence_encoder(spec: ModelSpec, cls: Any, config: Any) -> tuple[PreTrainedModel, tuple[str, bool]]:
-    base = _base(config)
-    pooling = _text.pooling_of(_loading.model_folder(spec))
-    if pooling is None:
-        raise UsageError(f"modules.json of {spec.source} is gone", hint="Resolve the model again.")
-    takes = "add_pooling_layer" in inspect.signature(base.__init__).parameters
-    arguments: dict[str, Any] = {"add_pooling_layer": False} if takes else {}
-    model = _loading.load(base, spec, config, ignore=("",) if cls is not base else ("pooler.",), **arguments)
-    return model, pooling

@@ -95,7 +95,7 @@ def vision_spec(
 
 def labels_of(config: Any) -> tuple[str, ...]:
     """Class names in order, from the configuration's `id2label`."""
-    return tuple(str(name) for _, name in sorted(config.id2label.items()))
+    return tuple(str(name) for _, name in sorted((config.id2label or {}).items()))
 
 
 def golden(spec: ModelSpec) -> tuple[Tensors, ...]:

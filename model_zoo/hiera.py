@@ -38,9 +38,9 @@ def _fused(own: Any, hidden_states: Tensor, output_attentions: bool = False) -> 
     # [3, batch · windows, heads, positions, head size]
     query, key, value = qkv.permute(3, 0, 2, 4, 1, 5).flatten(1, 2).unbind(0)
     if own.query_stride > 1:
-        query = query.unflatten(2, (own.query_stride, -1)).amax(2)
+        query = query.view(*query.shape[:2], own.query_stride, -1, own.head_dim).amax(2)
     mixed, _ = attention(own, query, key, value, None, scaling=own.scale, is_causal=False)
-    joined = mixed.flatten(2).unflatten(0, (batch, windows)).transpose(1, 2)
+    joined = mixed.reshape(batch, windows, -1, own.hidden_size_output).transpose(1, 2)
     return own.proj(joined.flatten(1, 2)), None
 
 

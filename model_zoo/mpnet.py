@@ -11,7 +11,7 @@ from transformers.models.mpnet.modeling_mpnet import MPNetSelfAttention
 from exporters.fused_attention.interface import attention, swap_attention
 from model_zoo._generic import GenericFamily, split_heads
 
-__all__ = ["CONFIGS", "FAMILY", "MODEL_TYPES", "NAMES"]
+__all__ = ["CONFIGS", "FAMILY", "MODEL_TYPES", "NAMES", "POOLING"]
 
 MODEL_TYPES = ["mpnet"]
 NAMES = {
@@ -28,6 +28,7 @@ CONFIGS = {
         "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072, "max_position_embeddings": 514,
     },
 }  # fmt: skip
+POOLING = {"all-mpnet-base-v2": ("mean", True)}
 
 
 def _swap(model: PreTrainedModel) -> None:
@@ -51,4 +52,4 @@ def _fused(
     return (own.o(mixed.flatten(2)),)
 
 
-FAMILY = GenericFamily("mpnet", CONFIGS, _swap)
+FAMILY = GenericFamily("mpnet", CONFIGS, _swap, POOLING)

@@ -30,7 +30,7 @@ def _fused(own: Any, hidden_states: Tensor, height: int, width: int, output_atte
     """Attention of every patch with those of the reduced picture."""
     size, seen = own.attention_head_size, hidden_states
     if own.sequences_reduction_ratio > 1:
-        picture = hidden_states.transpose(1, 2).unflatten(2, (height, width))
+        picture = hidden_states.transpose(1, 2).reshape(hidden_states.shape[0], -1, height, width)
         seen = own.layer_norm(own.sequence_reduction(picture).flatten(2).transpose(1, 2))
     query = split_heads(own.query(hidden_states), size)
     key, value = split_heads(own.key(seen), size), split_heads(own.value(seen), size)

@@ -39,7 +39,7 @@ def _reduced(own: Any, hidden_states: Tensor, height: int, width: int) -> Tensor
     """What keys and values are made of: pooled to 7 by 7, or strided by a convolution, or all there is."""
     if not own.linear_attention and own.spatial_reduction_ratio <= 1:
         return hidden_states
-    picture = hidden_states.transpose(1, 2).unflatten(2, (height, width))
+    picture = hidden_states.transpose(1, 2).reshape(hidden_states.shape[0], -1, height, width)
     if own.linear_attention:
         picture = own.pool(picture)
     seen: Tensor = own.layer_norm(own.spatial_reduction(picture).flatten(2).transpose(1, 2))

@@ -42,7 +42,8 @@ def _fused(own: Any, hidden_state: Tensor) -> Tensor:
     )
     mixed, _ = attention(own, query, key, value, None, scaling=part.head_dim**-0.5, is_causal=False)
     pooled = part.out_proj(mixed.flatten(2))
-    return (pooled + own.mlp(own.layernorm(pooled)))[:, 0]
+    vector: Tensor = (pooled + own.mlp(own.layernorm(pooled)))[:, 0]
+    return vector
 
 
 FAMILY = GenericFamily("siglip", CONFIGS, _swap)

@@ -41,7 +41,8 @@ def _fused(
 
 def _heads(own: Any, states: Tensor) -> Tensor:
     """[batch, channels, positions] as [batch, heads, positions, head size]."""
-    return states.unflatten(1, (own.num_attention_heads, own.attention_head_size)).transpose(2, 3)
+    batch, _, positions = states.shape
+    return states.view(batch, own.num_attention_heads, own.attention_head_size, positions).transpose(2, 3)
 
 
 FAMILY = GenericFamily("squeezebert", CONFIGS, _swap)

@@ -50,7 +50,8 @@ def _bias(own: Any) -> Tensor:
     positions = own.window_size[0] * own.window_size[1]
     table = own.continuous_position_bias_mlp(own.relative_coords_table).view(-1, own.num_attention_heads)
     bias = table[own.relative_position_index.view(-1)].view(1, positions, positions, -1)
-    return 16 * bias.permute(0, 3, 1, 2).sigmoid()
+    scaled: Tensor = 16 * bias.permute(0, 3, 1, 2).sigmoid()
+    return scaled
 
 
 def _with_mask(bias: Tensor, mask: Tensor | None, hidden_states: Tensor) -> Tensor:
