@@ -41,7 +41,7 @@ _LATER = (
 class GenericFamily:
     """The class is `architectures[0]`; the outputs are the tensors that the class gives, by name.
 
-    `configs` are the configurations of the family's short names; `adapt` is called on each model that is made; `pooling`
+    `configs` are the configurations of the family's short names; `adapt` is called on each model; `pooling`
     says of short names that are sentence encoders what their `modules.json` says: the mode, and whether to normalise.
     """
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from test_decoder_families import FAMILIES
+from test_encoder_families import FAMILIES as ENCODERS
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from model_zoo import resolve
@@ -32,14 +33,14 @@ SIZES: dict[str, Any] = {
     "patch_size": 14,
 }
 GENERIC: dict[str, dict[str, Any]] = {
-    "roberta": {},
-    "electra": {},
-    "deit": {},
-    "dinov2_with_registers": {},
+    "ernie": {},
+    "vit_msn": {},
 }
 """Types without a file of their own, which is what `auto` is for, and the sizes that are theirs alone."""
 
 DECODER = "llama"
+BIASED = ("mpnet", "swin")
+"""Of the encoders that test_encoder_families.py holds to parity: attention with a bias, swapped and not."""
 
 WHOLE = ("bert", "vit", "vit-digits", "module", DECODER)
 """One family of each kind, and the trained one, go to every target; the others to all that gives a graph of its own."""
@@ -60,8 +61,9 @@ def subjects() -> Iterator[Any]:
         elif name == "auto":
             yield from (pytest.param(model_type, id=f"auto-{model_type}") for model_type in GENERIC)
         elif types:
-            # Decoders share all but their modelling code, which test_decoder_families.py holds to parity.
-            wanted = [model_type for model_type in types if model_type not in FAMILIES or model_type == DECODER]
+            # They share all but their modelling code, which the tests of families beside this one hold to parity.
+            others = (set(FAMILIES) | set(ENCODERS)) - {DECODER, *BIASED}
+            wanted = [model_type for model_type in types if model_type not in others]
             yield from (pytest.param(model_type, id=f"{name}-{model_type}") for model_type in wanted)
         else:
             yield pytest.param(name.replace("_", "-"), id=name)

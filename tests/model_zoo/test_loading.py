@@ -16,12 +16,16 @@ from transformers import (
     BertModel,
     DistilBertConfig,
     DistilBertForSequenceClassification,
+    ErnieConfig,
+    ErnieForSequenceClassification,
     PreTrainedModel,
     RobertaConfig,
     RobertaModel,
     SwinConfig,
     SwinForImageClassification,
     ViTForImageClassification,
+    ViTMSNConfig,
+    ViTMSNForImageClassification,
 )
 
 from model_zoo import resolve
@@ -70,15 +74,27 @@ def test_families_equal_transformers(tmp_path: Path) -> None:
 
 def test_a_model_without_a_family_file(tmp_path: Path) -> None:
     torch.manual_seed(0)
+    ernie = ErnieForSequenceClassification(ErnieConfig(**tiny_models.BERT, num_labels=3))
+    spec = check(tiny_models.save(ernie, tmp_path / "ernie"), ernie)
+    assert (spec.family, spec.task) == ("auto", "text-classification")
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    msn = ViTMSNConfig(image_size=32, patch_size=8, num_labels=3, **small)
+    spec = check(tiny_models.save(ViTMSNForImageClassification(msn), tmp_path / "msn"),
+                 ViTMSNForImageClassification.from_pretrained(tmp_path / "msn"))  # fmt: skip
+    assert (spec.family, spec.kind) == ("auto", "vision")
+
+
+def test_a_family_that_is_little_more_than_names(tmp_path: Path) -> None:
+    torch.manual_seed(0)
     small = {"dim": 16, "hidden_dim": 32, "n_layers": 2, "n_heads": 2, "max_position_embeddings": 48}
     distil = DistilBertForSequenceClassification(DistilBertConfig(vocab_size=60, num_labels=3, **small))
     spec = check(tiny_models.save(distil, tmp_path / "distil"), distil)
-    assert (spec.family, spec.task) == ("auto", "text-classification")
+    assert (spec.family, spec.task) == ("distilbert", "text-classification")
     assert [item.name for item in spec.inputs] == ["input_ids", "attention_mask"]
     swin = SwinConfig(image_size=32, patch_size=4, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4)
     spec = check(tiny_models.save(SwinForImageClassification(swin), tmp_path / "swin"),
                  SwinForImageClassification.from_pretrained(tmp_path / "swin"))  # fmt: skip
-    assert (spec.family, spec.kind) == ("auto", "vision")
+    assert (spec.family, spec.kind) == ("swin", "vision")
 
 
 def test_positions_that_roberta_does_not_have_are_not_offered(tmp_path: Path) -> None:
@@ -201,14 +217,14 @@ def test_weights_of_another_size(tmp_path: Path) -> None:
         load(resolve(str(folder)))
 
 
-def test_a_sentence_encoder_without_a_family_file(tmp_path: Path) -> None:
+def test_a_sentence_encoder_of_the_generic_family(tmp_path: Path) -> None:
     torch.manual_seed(0)
     small = {"dim": 16, "hidden_dim": 32, "n_layers": 2, "n_heads": 2, "max_position_embeddings": 48}
     model = DistilBertForSequenceClassification(DistilBertConfig(vocab_size=60, **small))
     folder = tiny_models.sentence_encoder(tmp_path)
     tiny_models.save(model, folder)
     spec = resolve(str(folder))
-    assert (spec.family, spec.task) == ("auto", "embedding")
+    assert (spec.family, spec.task) == ("distilbert", "embedding")
     inputs, found = outputs(spec, load(spec))
     hidden = model.eval().distilbert(**inputs).last_hidden_state
     mask = inputs["attention_mask"].unsqueeze(-1)
