@@ -21,6 +21,7 @@ from exporters.contract import Fusion, check_contract, find_attention
 from exporters.fused_attention.function import attach_function
 from exporters.fused_attention.interface import NAME, register
 from exporters.fused_attention.translation import TRANSLATIONS
+from exporters.pooling import pool_by_mean
 from toolkit.errors import StageError
 from toolkit.hashing import graph_sha256
 from toolkit.types import ExportedGraph, ModelSpec, Step, Tensors
@@ -47,6 +48,7 @@ def export(
         program = _capture(module, spec, sample)
         fusion = find_attention(program)
         check_contract(fusion, allow_unfused=allow_unfused, expect_attention=spec.kind != "module")
+        pool_by_mean(program)
         model = _translate(program, spec, opset)
     # The program holds the traced copy of every constant; the weights below are the module's own memory.
     del program

@@ -32,12 +32,19 @@ SIZES: dict[str, Any] = {
     "image_size": 28,
     "patch_size": 14,
 }
-GENERIC: dict[str, dict[str, Any]] = {
-    "ernie": {},
-    "vit_msn": {},
-}
-"""Types without a file of their own, which is what `auto` is for, and the sizes that are theirs alone."""
+GENERIC = ("ernie", "vit_msn")
+"""Types without a file of their own, which is what `auto` is for."""
 
+OWN_SIZES: dict[str, dict[str, Any]] = {
+    "swin": {
+        "image_size": 32,
+        "patch_size": 4,
+        "embed_dim": 32,
+        "depths": [2, 2],
+        "num_heads": [2, 4],
+        "window_size": 4,
+    },
+}
 DECODER = "llama"
 BIASED = ("mpnet", "swin")
 """Of the encoders that test_encoder_families.py holds to parity: attention with a bias, swapped and not."""
@@ -79,7 +86,7 @@ def model(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     if request.param in {name for entry in listing("model_zoo").values() for name in entry.literals.get("NAMES", ())}:
         return str(request.param)
     torch.manual_seed(0)
-    config = AutoConfig.for_model(request.param, **SIZES, **GENERIC.get(request.param, {}))
+    config = AutoConfig.for_model(request.param, **OWN_SIZES.get(request.param, SIZES))
     cls = AutoModelForCausalLM if request.param == DECODER else AutoModel
     cls.from_config(config).save_pretrained(tmp_path / "model")
     return str(tmp_path / "model")
