@@ -10,8 +10,8 @@ from typing import Any, Never
 import onnxruntime as ort
 
 from runtimes._onnxruntime.engine import BUILDER, zero_inputs
+from runtimes._onnxruntime.rows import RowSession
 from runtimes._onnxruntime.session import OrtSession
-from runtimes.ort_mobile.rows import RowSession
 from toolkit.errors import UnsupportedError, UsageError
 from toolkit.types import (
     DEFAULT_OPTIONS,

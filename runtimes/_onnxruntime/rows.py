@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from runtimes._onnxruntime.feeds import check_feeds
 from toolkit.errors import UsageError
 from toolkit.generation.static_cache import SpecifiedSession
-from toolkit.types import Tensors, TensorSpec
+from toolkit.types import ModelSpec, Session, Tensors, TensorSpec
 
-__all__ = ["RowSession"]
+__all__ = ["RowSession", "fed_by_rows"]
 
 _BATCH = "batch"
 
@@ -68,6 +68,13 @@ class RowSession:
             for spec in self.inputs
         }
         return {name: _padded(array, self._shapes[name]) for name, array in chosen.items()}
+
+
+def fed_by_rows(session: SpecifiedSession, spec: ModelSpec) -> Session:
+    """The session as it is, or by rows where it has one fixed shape and the model has not."""
+    named = any(isinstance(dim, str) for tensor in spec.inputs for dim in tensor.shape)
+    fixed = all(isinstance(dim, int) for tensor in session.inputs for dim in tensor.shape)
+    return RowSession(session, spec.inputs, spec.outputs) if named and fixed else session
 
 
 def _padded(array: NDArray[Any], shape: Sequence[int | str]) -> NDArray[Any]:
