@@ -19,14 +19,19 @@ def main(path: str) -> None:
         except ImportError:
             pass
     session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    print(f"onnxruntime {ort.__version__} {session.get_providers()[0]}")
+    told = [f"onnxruntime {ort.__version__} {session.get_providers()[0]}"]
     for arguments in (session.get_inputs(), session.get_outputs()):
-        print(len(arguments))
-        for argument in arguments:
-            print(argument.name, dtype(argument.type), ",".join(map(str, argument.shape)), sep="\t")
-    sys.stdout.flush()
+        told.append(str(len(arguments)))
+        shapes = (",".join(map(str, argument.shape)) for argument in arguments)
+        told += [f"{each.name}\t{dtype(each.type)}\t{shape}" for each, shape in zip(arguments, shapes, strict=True)]
+    tell(told)
     for line in sys.stdin:
-        print(run(session, Path(line.strip())), flush=True)
+        tell([str(run(session, Path(line.strip())))])
+
+
+def tell(lines: list[str]) -> None:
+    sys.stdout.write("\n".join(lines) + "\n")
+    sys.stdout.flush()
 
 
 def dtype(kind: str) -> str:

@@ -6,17 +6,21 @@ package toolkit.bundle
  */
 internal class Rows(private val manifest: Manifest, private val engine: Engine) {
     private val fixed = manifest.engineInputs.associate { it.name to it.shape }
+    private val byRow = manifest.inputs.filter { it.shape.firstOrNull() is String && fixed.getValue(it.name)[0] == 1 }
+        .map { it.name }
 
     fun run(inputs: Map<String, Tensor>): Map<String, Tensor> {
         check(inputs)
         if (manifest.engineInputs.none { differs(it, inputs.getValue(it.name)) }) return engine.run(inputs)
         val sizes = sizes(inputs)
-        val rows = inputs.values.maxOf { it.shape.firstOrNull() ?: 1 }
+        val rows = byRow.maxOfOrNull { inputs.getValue(it).shape[0] } ?: 1
+        if (rows < 1) throw BundleException("the inputs have no rows")
         val answers = (0 until rows).map { row -> engine.run(inputs.mapValues { (name, all) -> row(name, all, row) }) }
-        return manifest.outputs.associate { spec -> spec.name to joined(spec, answers, sizes, rows) }
+        return manifest.outputs.associate { spec -> spec.name to joined(spec, answers, sizes) }
     }
 
-    private fun differs(spec: Spec, given: Tensor) = spec.shape.zip(given.shape).any { (dim, size) -> dim is Int && dim != size }
+    private fun differs(spec: Spec, given: Tensor) =
+        spec.shape.zip(given.shape).any { (dim, size) -> dim is Int && dim != size }
 
     /** Names, types and ranks, and each size that the model has as a number. */
     private fun check(inputs: Map<String, Tensor>) {
@@ -26,7 +30,7 @@ internal class Rows(private val manifest: Manifest, private val engine: Engine) 
         for (spec in manifest.inputs) {
             val given = inputs.getValue(spec.name)
             val same = given.dtype == spec.dtype && given.shape.size == spec.shape.size
-            if (!same || spec.shape.zip(given.shape).any { (dim, size) -> dim is Int && dim != size }) {
+            if (!same || differs(spec, given)) {
                 throw BundleException("input '${spec.name}' is $given; the model takes $spec")
             }
         }
@@ -35,14 +39,15 @@ internal class Rows(private val manifest: Manifest, private val engine: Engine) 
     private fun sizes(inputs: Map<String, Tensor>): Map<String, Int> {
         val found = HashMap<String, Int>()
         for (spec in manifest.inputs) {
-            spec.shape.zip(inputs.getValue(spec.name).shape).forEach { (dim, size) -> if (dim is String) found[dim] = size }
+            val given = inputs.getValue(spec.name).shape
+            spec.shape.zip(given).forEach { (dim, size) -> if (dim is String) found[dim] = size }
         }
         return found
     }
 
     private fun row(name: String, all: Tensor, row: Int): Tensor {
         val shape = fixed.getValue(name)
-        val one = if (all.shape.isNotEmpty() && shape[0] == 1) all.rows(row, row + 1) else all
+        val one = if (name in byRow) all.row(row) else all
         val wanted = shape.zip(one.shape).map { (dim, size) -> if (dim is Int) dim else size }
         if (wanted.zip(one.shape).any { (most, size) -> size > most }) {
             throw BundleException("input '$name' is $one; the engine takes at most ${Spec(name, one.dtype, shape)}")
@@ -50,11 +55,10 @@ internal class Rows(private val manifest: Manifest, private val engine: Engine) 
         return one.resized(wanted)
     }
 
-    private fun joined(spec: Spec, answers: List<Map<String, Tensor>>, sizes: Map<String, Int>, rows: Int): Tensor {
+    private fun joined(spec: Spec, answers: List<Map<String, Tensor>>, sizes: Map<String, Int>): Tensor {
         val parts = answers.map {
             val one = it[spec.name] ?: throw BundleException("the engine gave no output '${spec.name}'")
-            val cut = spec.shape.zip(one.shape).mapIndexed { axis, (dim, size) -> if (axis > 0 && dim is String) sizes[dim] ?: size else size }
-            one.resized(cut)
+            one.resized(one.shape.mapIndexed { axis, size -> if (axis > 0) sizes[spec.shape[axis]] ?: size else size })
         }
         val shape = listOf(parts.sumOf { it.shape[0] }) + parts[0].shape.drop(1)
         val bytes = ByteArray(parts.sumOf { it.bytes.size })
@@ -67,10 +71,11 @@ internal class Rows(private val manifest: Manifest, private val engine: Engine) 
     }
 }
 
-/** Rows `from` up to `to` of axis 0. */
-internal fun Tensor.rows(from: Int, to: Int): Tensor {
+/** One row of axis 0, which stays as an axis of size 1. */
+internal fun Tensor.row(index: Int): Tensor {
+    if (index >= shape[0]) throw BundleException("an input has ${shape[0]} rows, another has more")
     val width = bytes.size / shape[0]
-    return Tensor.of(dtype, listOf(to - from) + shape.drop(1), bytes.copyOfRange(from * width, to * width))
+    return Tensor.of(dtype, listOf(1) + shape.drop(1), bytes.copyOfRange(index * width, (index + 1) * width))
 }
 
 /** The same numbers in another shape of as many axes: cut, or filled with zeros, at each axis' end. */

@@ -1,0 +1,27 @@
+// swift-tools-version: 5.9
+import PackageDescription
+
+let package = Package(
+    name: "ExportedBundle",
+    platforms: [.iOS(.v15), .macOS(.v12)],
+    products: [.library(name: "ExportedBundle", targets: ["ExportedBundle"])],
+    dependencies: [
+        // 1.16 is the first that reads version 6 of the .ort format.
+        .package(url: "https://github.com/microsoft/onnxruntime-swift-package-manager", from: "1.20.0")
+    ],
+    targets: [
+        .target(
+            name: "ExportedBundle",
+            dependencies: [
+                .product(name: "onnxruntime", package: "onnxruntime-swift-package-manager"),
+                .product(name: "onnxruntime_extensions", package: "onnxruntime-swift-package-manager"),
+            ],
+            resources: [.copy("bundles")]
+        ),
+        .testTarget(
+            name: "ExportedBundleTests",
+            dependencies: ["ExportedBundle"],
+            resources: [.copy("bundles")]
+        ),
+    ]
+)
