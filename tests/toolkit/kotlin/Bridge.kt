@@ -23,7 +23,9 @@ class PythonEngine(python: String, script: String, path: String) : Engine {
         to.write("${folder.path}\n")
         to.flush()
         val count = from.readLine()?.toInt() ?: throw BundleException("the graph did not run")
-        return (0 until count).associate { Tensor.read(File(folder, "output_$it.pb")) }.also { folder.deleteRecursively() }
+        val answers = (0 until count).associate { Tensor.read(File(folder, "output_$it.pb")) }
+        folder.deleteRecursively()
+        return answers
     }
 
     override fun close() {
@@ -67,7 +69,8 @@ fun main(arguments: Array<String>) {
             File(folder, path.removePrefix("NAME/")).inputStream()
         }
         Bundle.open(unpacked, opener).use { bundle ->
-            val inputs = File(unpacked, "test_data_set_0").listFiles()!!.filter { it.name.startsWith("input") }.associate(Tensor::read)
+            val golden = File(unpacked, "test_data_set_0").listFiles()!!
+            val inputs = golden.filter { it.name.startsWith("input") }.associate(Tensor::read)
             bundle.run(inputs).forEach { (name, tensor) -> println("$name $tensor ${tensor.toFloats().take(3)}") }
         }
     } catch (error: BundleException) {

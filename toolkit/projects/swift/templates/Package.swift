@@ -3,7 +3,7 @@ import PackageDescription
 
 let package = Package(
     name: "ExportedBundle",
-    platforms: [.iOS(.v15), .macOS(.v12)],
+    platforms: [.iOS(.v15)],
     products: [.library(name: "ExportedBundle", targets: ["ExportedBundle"])],
     dependencies: [
         // 1.16 is the first that reads version 6 of the .ort format.

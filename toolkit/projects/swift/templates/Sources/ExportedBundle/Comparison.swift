@@ -70,15 +70,16 @@ struct Drift: CustomStringConvertible {
     }
 
     var description: String {
-        "SQNR \(fixed(sqnr, 1)) dB, cosine \(fixed(cosine, 6)), relative L2 \(short(relative)), max abs \(short(largest))"
+        "SQNR \(fixed(sqnr, 1)) dB, cosine \(fixed(cosine, 6)), "
+            + "relative L2 \(short(relative)), max abs \(short(largest))"
     }
 }
 
-private func fixed(_ number: Double, _ digits: Int) -> String {
+func fixed(_ number: Double, _ digits: Int) -> String {
     String(format: "%.\(digits)f", number)
 }
 
-private func short(_ number: Double) -> String {
+func short(_ number: Double) -> String {
     String(format: "%.1e", number)
 }
 

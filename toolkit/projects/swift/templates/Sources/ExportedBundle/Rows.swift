@@ -1,7 +1,7 @@
 import Foundation
 
-/// Feeds an engine of one fixed shape with any: axis 0 is cut into single rows, every other axis is padded with zeros at
-/// its end, and the answers are put together and cut to the sizes that their named axes had in the inputs.
+/// Feeds an engine of one fixed shape with any: axis 0 is cut into single rows, every other axis is padded with zeros
+/// at its end, and the answers are put together and cut to the sizes that their named axes had in the inputs.
 struct Rows {
     let manifest: Manifest
     let engine: OrtEngine

@@ -82,7 +82,7 @@ public struct SelfTest {
         let sets = try self.sets("\(word)_data_set_")
         let different = try sets.enumerated().compactMap { try difference(word, $0, $1, entry, engine) }
         guard let first = different.first else {
-            say("\(word) \(sets.count) samples \(entry.bound > 0 ? "within \(entry.bound)" : "equal")")
+            say("\(word) \(sets.count) samples \(entry.bound > 0 ? "within \(short(entry.bound))" : "equal")")
             return
         }
         if entry.exact { throw BundleError(first) }
@@ -100,7 +100,7 @@ public struct SelfTest {
                 return "\(word): '\(name)' of sample \(number) differs from the \(original)'s"
             }
             if !(off <= entry.bound) {
-                return "\(word): '\(name)' of sample \(number) is off by \(off), more than \(entry.bound)"
+                return "\(word): '\(name)' of sample \(number) is off by \(short(off)), more than \(short(entry.bound))"
             }
         }
         return nil
@@ -113,7 +113,7 @@ public struct SelfTest {
             return found.data == wanted.data && found.texts == wanted.texts ? 0 : nil
         }
         let off = zip(try found.doubles(), try wanted.doubles()).map { $0 == $1 ? 0 : abs($0 - $1) }
-        return off.contains(where: \.isNaN) ? .infinity : off.max() ?? 0
+        return off.contains(where: \.isNaN) ? Double.infinity : (off.max() ?? 0)
     }
 
     private func sets(_ prefix: String) throws -> [URL] {

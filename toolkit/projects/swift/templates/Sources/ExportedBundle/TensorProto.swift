@@ -40,9 +40,8 @@ struct TensorProto {
         guard let dtype = TensorProto.types[type] else {
             throw BundleError("tensor '\(name)' is of ONNX type \(type), which is not read here")
         }
-        let tensor = dtype == "string"
-            ? try Tensor(shape: dims, texts: texts) : try Tensor(dtype: dtype, shape: dims, data: raw)
-        return (name, tensor)
+        if dtype == "string" { return (name, try Tensor(shape: dims, texts: texts)) }
+        return (name, try Tensor(dtype: dtype, shape: dims, data: raw))
     }
 
     private mutating func varint() throws -> UInt64 {

@@ -7,7 +7,7 @@ import org.junit.Assert.assertTrue
 import org.junit.Test
 import org.junit.runner.RunWith
 
-/** `./gradlew connectedAndroidTest`: every bundle's self-test on the device that is plugged in. */
+/** `gradle :bundle:connectedAndroidTest`: every bundle's self-test on the device that is plugged in. */
 @RunWith(AndroidJUnit4::class)
 class SelfTestOnDevice {
     @Test

@@ -18,7 +18,8 @@ class Bundle private constructor(val manifest: Manifest, private val opener: Ope
     fun run(inputs: Map<String, Tensor>): Map<String, Tensor> = Rows(manifest, engine).run(inputs)
 
     /** From texts or pixels to the model's inputs. */
-    fun preprocess(inputs: Map<String, Tensor>): Map<String, Tensor> = processed(before, manifest.preprocess, "before", inputs)
+    fun preprocess(inputs: Map<String, Tensor>): Map<String, Tensor> =
+        processed(before, manifest.preprocess, "before", inputs)
 
     /** From the model's outputs to answers, as probabilities or embeddings. */
     fun postprocess(outputs: Map<String, Tensor>): Map<String, Tensor> =

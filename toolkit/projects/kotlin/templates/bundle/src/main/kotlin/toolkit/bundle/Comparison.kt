@@ -29,20 +29,26 @@ internal class Drift(
         return bounds.firstNotNullOfOrNull { it.failure(gate[it.name]) }
     }
 
-    override fun toString() =
-        "SQNR ${fixed(sqnr, 1)} dB, cosine ${fixed(cosine, 6)}, relative L2 ${short(relative)}, max abs ${short(largest)}"
+    override fun toString() = "SQNR ${fixed(sqnr, 1)} dB, cosine ${fixed(cosine, 6)}, " +
+        "relative L2 ${short(relative)}, max abs ${short(largest)}"
 
-    private class Bound(val name: String, val value: Double, val least: Boolean, val words: (Double) -> Pair<String, String>) {
+    private class Bound(
+        val name: String,
+        val value: Double,
+        val least: Boolean,
+        val words: (Double) -> Pair<String, String>,
+    ) {
         fun failure(bound: Double?): String? {
             if (bound == null || (if (least) value >= bound else value <= bound)) return null
-            return "${words(value).first}, the gate asks for at ${if (least) "least" else "most"} ${words(bound).second}"
+            val side = if (least) "at least" else "at most"
+            return "${words(value).first}, the gate asks for $side ${words(bound).second}"
         }
     }
 
     companion object {
         private const val HUGE = 1e100
 
-        /** Of one output on one set; `attended` says which elements count, null for all. A [BundleException] fails it. */
+        /** Of one output on one set; `attended` says which elements count, null for all. */
         fun of(name: String, reference: Tensor, answer: Tensor, attended: BooleanArray?): Drift {
             if (answer.shape != reference.shape) {
                 throw BundleException("output '$name' is $answer; the reference is $reference")
@@ -73,10 +79,10 @@ internal class Drift(
             return Drift(10 * log10(signal / noise), cosine, sqrt(noise / signal), largest)
         }
 
-        private fun fixed(number: Double, digits: Int) =
+        fun fixed(number: Double, digits: Int) =
             if (number.isInfinite()) infinite(number) else "%.${digits}f".format(Locale.ROOT, number)
 
-        private fun short(number: Double) =
+        fun short(number: Double) =
             if (number.isInfinite()) infinite(number) else "%.1e".format(Locale.ROOT, number)
 
         private fun infinite(number: Double) = if (number > 0) "inf" else "-inf"

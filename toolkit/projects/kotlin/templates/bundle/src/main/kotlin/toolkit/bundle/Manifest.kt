@@ -130,7 +130,8 @@ class Manifest private constructor(val folder: File, private val json: Map<Strin
             }
         }
 
-        private fun plain(number: Any?) = if (number is Double && number % 1.0 == 0.0) "${number.toLong()}" else "$number"
+        private fun plain(number: Any?) =
+            if (number is Double && number % 1.0 == 0.0) "${number.toLong()}" else "$number"
 
         private fun specs(list: List<Any?>): List<Spec> = list.map {
             val entry = (it as Map<*, *>).mapKeys { (key, _) -> key as String }

@@ -32,7 +32,8 @@ class SelfTest(private val folder: File, private val opener: Opener, private val
     /** Names, types and ranks, in any order. */
     private fun requireSame(word: String, found: List<Spec>, wanted: List<Spec>) {
         for (spec in wanted) {
-            val own = found.firstOrNull { it.name == spec.name } ?: throw BundleException("the engine has no $word '${spec.name}'")
+            val own = found.firstOrNull { it.name == spec.name }
+                ?: throw BundleException("the engine has no $word '${spec.name}'")
             if (own.dtype != spec.dtype || own.shape.size != spec.shape.size) {
                 throw BundleException("$word '${spec.name}' of the engine is $own; the manifest has $spec")
             }
@@ -61,7 +62,9 @@ class SelfTest(private val folder: File, private val opener: Opener, private val
 
     private fun judge(manifest: Manifest, worst: Map<String, Drift>) {
         val failures = worst.mapValues { (_, drift) -> drift.failure(manifest.gate) }
-        worst.forEach { (name, drift) -> say("output $name: $drift: ${if (failures[name] == null) "pass" else "FAIL"}") }
+        worst.forEach { (name, drift) ->
+            say("output $name: $drift: ${if (failures[name] == null) "pass" else "FAIL"}")
+        }
         failures.entries.firstOrNull { it.value != null }
             ?.let { throw BundleException("output '${it.key}' drifted: ${it.value}") }
     }
@@ -74,8 +77,9 @@ class SelfTest(private val folder: File, private val opener: Opener, private val
         val sets = sets("${word}_data_set_")
         opener.open(File(folder, graph).path, entry.needs).use { engine ->
             val different = sets.mapIndexedNotNull { number, set -> different(word, number, set, entry, engine) }
+            val all = if (entry.bound > 0) "within ${Drift.short(entry.bound)}" else "equal"
             when {
-                different.isEmpty() -> say("$word ${sets.size} samples ${if (entry.bound > 0) "within ${entry.bound}" else "equal"}")
+                different.isEmpty() -> say("$word ${sets.size} samples $all")
                 entry.exact -> throw BundleException(different.first())
                 else -> say("$word ${different.size} of ${sets.size} samples differ; not exact: ${entry.reason}")
             }
@@ -88,7 +92,10 @@ class SelfTest(private val folder: File, private val opener: Opener, private val
             val found = answers[name] ?: return "$word: there is no '$name' of sample $number"
             val off = distance(found, wanted)
             if (off == null) return "$word: '$name' of sample $number differs from the ${original(word)}'s"
-            if (off > entry.bound) return "$word: '$name' of sample $number is off by $off, more than ${entry.bound}"
+            if (off > entry.bound) {
+                val much = "${Drift.short(off)}, more than ${Drift.short(entry.bound)}"
+                return "$word: '$name' of sample $number is off by $much"
+            }
         }
         return null
     }
@@ -107,8 +114,8 @@ class SelfTest(private val folder: File, private val opener: Opener, private val
     }
 
     private fun sets(prefix: String): List<File> = folder.listFiles().orEmpty()
-        .mapNotNull { file -> file.name.removePrefix(prefix).takeIf { it != file.name }?.toIntOrNull()?.let { it to file } }
-        .sortedBy { it.first }.map { it.second }
+        .filter { it.name.startsWith(prefix) && it.name.removePrefix(prefix).toIntOrNull() != null }
+        .sortedBy { it.name.removePrefix(prefix).toInt() }
 
     private fun tensors(set: File, word: String): Map<String, Tensor> = set.listFiles().orEmpty()
         .filter { it.name.startsWith("${word}_") && it.name.endsWith(".pb") }
