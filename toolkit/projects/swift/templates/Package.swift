@@ -6,7 +6,7 @@ let package = Package(
     platforms: [.iOS(.v15)],
     products: [.library(name: "ExportedBundle", targets: ["ExportedBundle"])],
     dependencies: [
-        // 1.16 is the first that reads version 6 of the .ort format.
+        // The newest is resolved; bundles use operators of opset 23, which old releases lack.
         .package(url: "https://github.com/microsoft/onnxruntime-swift-package-manager", from: "1.20.0")
     ],
     targets: [

@@ -22,8 +22,8 @@ android {
 }
 
 dependencies {
-    // 1.16 is the first that reads version 6 of the .ort format. A reduced build of your own goes here as a file.
-    api("com.microsoft.onnxruntime:onnxruntime-android:1.22.0")
+    // The version whose classes this was compiled with. A reduced build of your own goes here as a file.
+    api("com.microsoft.onnxruntime:onnxruntime-android:1.29.0")
     api("com.microsoft.onnxruntime:onnxruntime-extensions-android:0.13.0")
     androidTestImplementation("androidx.test:runner:1.6.2")
     androidTestImplementation("androidx.test.ext:junit:1.2.1")
