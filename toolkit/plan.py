@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -138,7 +138,7 @@ def plan(request: Request) -> Plan:
         raise UsageError(
             f"--kv-cache is for language models; {spec.name} is of kind '{spec.kind}'", hint="Leave it out."
         )
-    the_plan = Plan(request, spec, targets)
+    the_plan = Plan(request, _of_fixed_size(spec, targets), targets)
     the_plan.gate(Gate())
     for target in targets:
         _check_kind("runtimes", "runtime", target.runtime, spec.kind)
@@ -159,6 +159,25 @@ def _check_kind(group: plugins.Group, word: str, name: str, kind: Kind) -> None:
         raise UnsupportedError(
             f"{word} '{name}' does not take models of kind '{kind}'", hint=f"{name} takes: {', '.join(kinds)}."
         )
+
+
+def _of_fixed_size(spec: ModelSpec, targets: Sequence[Target]) -> ModelSpec:
+    """The spec with no size above `opt` where the targets' engines have one fixed shape (`FIXED`).
+
+    So every input of the line fits; the batch stays, which is fed row by row. Raises UsageError where another target
+    of the same command would be narrowed too.
+    """
+    fixed = [target for target in targets if plugins.find("runtimes", target.runtime).literals.get("FIXED")]
+    above = {name: dim for name, dim in spec.dims.items() if name != "batch" and dim.opt < dim.max}
+    if not fixed or not above:
+        return spec
+    if len(fixed) < len(targets):
+        sizes = " ".join(f"--dim {name}={dim.min}:{dim.opt}:{dim.opt}" for name, dim in above.items())
+        raise UsageError(
+            f"{fixed[0]} has one fixed size of {', '.join(above)}, the other targets a range",
+            hint=f"Export it by a command of its own, or give all targets the same largest size: {sizes}.",
+        )
+    return replace(spec, dims={**spec.dims, **{name: replace(dim, max=dim.opt) for name, dim in above.items()}})
 
 
 def _check_pair(target: Target, kind: Kind) -> None:

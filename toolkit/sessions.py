@@ -44,7 +44,7 @@ def open_graph(bundle: Bundle) -> Session:
     from runtimes import portable_session
 
     rounded = bundle.manifest.target.runtime != _CPU_RUNTIME
-    return portable_session(bundle.path(bundle.manifest.graph), rounded=rounded)
+    return portable_session(bundle.path(bundle.manifest.graph), rounded=rounded, spec=bundle.manifest.spec())
 
 
 class EngineOrGraph:

@@ -193,6 +193,7 @@ class Engine:
 
     `builder` names the library and version that compiled it; `details` holds facts worth keeping
     (architectures, sizes, seconds). `reason` says why the status is not `executed`, `said` in short what was built.
+    `inputs` and `outputs` are the engine's own where its shapes are not the model's, as with one fixed shape.
     """
 
     graph: LoweredGraph
@@ -202,6 +203,8 @@ class Engine:
     reason: str = ""
     details: Mapping[str, Any] = field(default_factory=dict)
     said: str = ""
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

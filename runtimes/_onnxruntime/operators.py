@@ -13,6 +13,7 @@ from exporters.fused_attention.schema import DOMAIN, OP_TYPE
 
 __all__ = ["Contents", "contents"]
 
+_TURNING = frozenset({(DOMAIN, OP_TYPE), ("", "Transpose")})
 _TYPE_ATTRIBUTES = frozenset({"to", "output_dtype"})
 
 
@@ -20,7 +21,8 @@ _TYPE_ATTRIBUTES = frozenset({"to", "output_dtype"})
 class Contents:
     """Domain and type of every node of the main graph, and the ONNX number types that the file names anywhere.
 
-    `turns_integers` says that a `Transpose`, or an attention, which has one in its body, reads dequantized activations.
+    `turns_integers` says that a `Transpose`, or an attention, which has one in its body, reads dequantized activations,
+    or any reads them in a graph of one fixed shape, whose Linears ONNX Runtime puts between Reshapes.
     """
 
     operators: frozenset[tuple[str, str]] = frozenset()
@@ -42,8 +44,12 @@ def _turns_integers(graph: onnx.GraphProto) -> bool:
     weights = {tensor.name for tensor in graph.initializer}
     stored = (node for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] not in weights)
     dequantized = {node.output[0] for node in stored}
-    turning = (node for node in graph.node if (node.domain, node.op_type) in {(DOMAIN, OP_TYPE), ("", "Transpose")})
-    return any(dequantized & set(node.input) for node in turning)
+    turning = (node for node in graph.node if (node.domain, node.op_type) in _TURNING)
+    return bool(dequantized and _is_fixed(graph)) or any(dequantized & set(node.input) for node in turning)
+
+
+def _is_fixed(graph: onnx.GraphProto) -> bool:
+    return all(axis.HasField("dim_value") for value in graph.input for axis in value.type.tensor_type.shape.dim)
 
 
 def _dtypes(model: onnx.ModelProto) -> Iterator[int]:

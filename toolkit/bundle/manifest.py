@@ -81,9 +81,9 @@ class FileEntry(Frozen):
 class EngineEntry(Frozen):
     """What was compiled, by what, and whether it has run; see `toolkit.types.Engine`.
 
-    `inputs` and `outputs` are the engine's own where they differ from the model's: with a cache of fixed length
-    each `past_key_values` and its `present` are one buffer, bound to one address, and `write_indices` says where in it
-    each row's new tokens go.
+    `inputs` and `outputs` are the engine's own where they differ from the model's. One fixed shape has numbers there:
+    it is fed as docs/selftest.md says. With a cache of fixed length each `past_key_values` and its `present` are one
+    buffer, bound to one address, and `write_indices` says where in it each row's new tokens go.
     """
 
     status: EngineStatus

@@ -242,8 +242,8 @@ def engine_entry(engine: Engine) -> EngineEntry:
         files=tuple(path.as_posix() for path in engine.files),
         reason=engine.reason,
         details=_plain(engine.details),
-        inputs=spec.inputs if own else (),
-        outputs=spec.outputs if own else (),
+        inputs=engine.inputs or (spec.inputs if own else ()),
+        outputs=engine.outputs or (spec.outputs if own else ()),
     )
 
 
