@@ -1,0 +1,88 @@
+"""The library itself: imported when it is first needed, its failures told as the toolkit's own."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import psutil
+
+from toolkit.errors import MissingDependencyError, StageError
+from toolkit.types import Readiness
+
+__all__ = ["CPU", "INSTALL", "as_stage_error", "core", "library", "properties", "readiness", "version"]
+
+CPU = "CPU"
+INSTALL = "pip install 'transformer-export-toolkit[openvino]'"
+_NUMBERS = {"BF16": "bf16", "INT8": "int8"}
+
+
+def library() -> Any:
+    """The module `openvino`. Raises MissingDependencyError with the pip command."""
+    try:
+        return importlib.import_module("openvino")
+    except ImportError as error:
+        raise MissingDependencyError("openvino is not installed", hint=INSTALL) from error
+
+
+@cache
+def core() -> Any:
+    """The one `openvino.Core` of this process; devices are looked for once."""
+    return library().Core()
+
+
+def version() -> str:
+    """As `openvino 2026.4.1`: without the build's number and branch."""
+    return f"openvino {library().__version__.partition('-')[0]}"
+
+
+def properties() -> Mapping[str, Any]:
+    """How every model is compiled: fp32 is never lowered in silence, as OpenVINO does by default where bf16 is fast.
+
+    What the graph itself holds in bf16 or int8 stays so. Threads are the physical cores this process may use.
+    """
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = max(1, min(psutil.cpu_count(logical=False) or allowed, allowed))
+    return {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "EXECUTION_MODE_HINT": "ACCURACY",
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": threads,
+    }
+
+
+def readiness() -> Readiness:
+    """What works here, found out by asking the library for its CPU device."""
+    try:
+        name = core().get_property(CPU, "FULL_DEVICE_NAME")
+        able = core().get_property(CPU, "OPTIMIZATION_CAPABILITIES")
+    except MissingDependencyError as error:
+        return Readiness(False, False, reason=f"{error} ({error.hint})")
+    except RuntimeError as error:
+        return Readiness(False, False, version(), reason=_first_line(error))
+    numbers = [word for name, word in _NUMBERS.items() if name in able]
+    return Readiness(True, True, version(), ", ".join([f"{CPU} {name}", *numbers]))
+
+
+@contextmanager
+def as_stage_error(stage: str, subject: str) -> Iterator[None]:
+    """Raise StageError, `from` the original, for what OpenVINO raises inside the block."""
+    try:
+        yield
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise StageError(
+            stage,
+            f"{subject}: {_first_line(error)}",
+            hint="OpenVINO refused the graph or failed while running it; `toolkit doctor` says which version is here.",
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    """Its messages start with the places in its own sources where they passed."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = [line for line in lines if not line.startswith("Exception from ")]
+    return " ".join(told or lines)[:500]
