@@ -88,5 +88,5 @@ def _form(node: Any) -> str:
 
 
 def _short(output: Any) -> str:
-    name = output.get_element_type().get_type_name()
+    name = str(output.get_element_type().get_type_name())
     return _SHORT.get(name, name)
