@@ -16,7 +16,6 @@ from toolkit.types import Engine, LoweredGraph, ModelSpec, Tensors
 __all__ = ["build_engine"]
 
 _WEIGHTS_FILE = "model.bin"
-_PROMPT = 8
 
 
 def build_engine(graph: LoweredGraph) -> Engine:
@@ -54,15 +53,11 @@ def _save(source: Path, target: Path) -> None:
 
 
 def _zeros(spec: ModelSpec) -> Tensors:
-    """Zeros at the sizes that engines are tuned for; a language model gets a short prompt and an empty cache."""
-    sizes = {name: dim.opt for name, dim in spec.dims.items()}
+    """Zeros at the smallest sizes; a language model's mask is as long as its past and its new tokens together."""
+    sizes = {name: dim.min for name, dim in spec.dims.items()}
     if spec.decoder is not None:
-        steps = min(sizes["sequence"], _PROMPT)
-        sizes |= {"sequence": steps, "past_sequence": 0, "total_sequence": steps}
-    feeds = {
+        sizes["total_sequence"] = sizes["past_sequence"] + sizes["sequence"]
+    return {
         item.name: np.zeros([sizes[dim] if isinstance(dim, str) else dim for dim in item.shape], item.dtype)
         for item in spec.inputs
     }
-    if "attention_mask" in feeds:
-        feeds["attention_mask"][:] = 1
-    return feeds

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
-import psutil
-
+from toolkit.bench_process import physical_cores
 from toolkit.errors import MissingDependencyError, StageError
 from toolkit.types import Readiness
 
@@ -45,13 +43,11 @@ def properties() -> Mapping[str, Any]:
 
     What the graph itself holds in bf16 or int8 stays so. Threads are the physical cores this process may use.
     """
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = max(1, min(psutil.cpu_count(logical=False) or allowed, allowed))
     return {
         "INFERENCE_PRECISION_HINT": "f32",
         "EXECUTION_MODE_HINT": "ACCURACY",
         "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_NUM_THREADS": physical_cores(),
     }
 
 
