@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from runtimes.openvino.library import CPU, as_stage_error, core, library, readiness, version
+from runtimes.openvino.lowering import ATTENTION
 from runtimes.openvino.products import demand, kernels_of, quantized_products
 from runtimes.openvino.session import ENGINE_FILE, OpenVinoSession
 from toolkit.types import Engine, LoweredGraph, ModelSpec, Tensors
@@ -36,14 +37,17 @@ def build_engine(graph: LoweredGraph) -> Engine:
     finally:
         session.close()
     files = (Path(ENGINE_FILE), Path(_WEIGHTS_FILE))
+    attentions = sum(step.count for step in graph.steps if step.what == ATTENTION)
     details = {
         "ran_on": session.ran_on,
         "products": dict(kernels.products),
-        "fused_kernels": kernels.fused,
+        "fused_attentions": kernels.attentions,
+        "attentions": attentions,
         "inputs": [asdict(item) for item in graph.spec.inputs],
         "bytes": sum((folder / name).stat().st_size for name in files),
     }
-    return Engine(graph, "executed", version(), files, details=details, said=f"for {CPU}: {kernels.said}")
+    fused = f", {kernels.attentions} of {attentions} attentions fused" if attentions else ""
+    return Engine(graph, "executed", version(), files, details=details, said=f"for {CPU}: {kernels.said}{fused}")
 
 
 def _save(source: Path, target: Path) -> None:

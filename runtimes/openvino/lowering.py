@@ -17,9 +17,11 @@ from toolkit.errors import StageError
 from toolkit.hashing import data_path, graph_sha256
 from toolkit.types import LoweredGraph, QuantizedGraph, Step
 
-__all__ = ["GRAPH_FILE", "lower_graph"]
+__all__ = ["ATTENTION", "GRAPH_FILE", "lower_graph"]
 
 GRAPH_FILE = "model.onnx"
+ATTENTION = "attention as MatMul and Softmax"
+"""What is said of each attention that was written out."""
 RUNTIME = "openvino"
 
 
@@ -50,7 +52,7 @@ def _inline(model: ir.Model) -> list[Step]:
     InlinePass()(model)
     RemoveUnusedNodesPass()(model)
     RemoveUnusedOpsetsPass()(model)
-    return [Step("lower", "attention as MatMul and Softmax", count, "OpenVINO fuses these itself")] if count else []
+    return [Step("lower", ATTENTION, count, "OpenVINO fuses these itself")] if count else []
 
 
 def _write(model: ir.Model, path: Path) -> None:

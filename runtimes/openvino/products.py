@@ -23,11 +23,11 @@ _SHORT = {"f32": "fp32", "f16": "fp16", "i8": "int8", "u8": "int8"}
 class Kernels:
     """The compiled model's products with a weight, by what they multiply, as `int8` or `fp32 x int8`.
 
-    `fused` counts kernels that compute a whole part of the graph at once, attention among them.
+    `attentions` counts kernels that compute a softmax together with the products around it.
     """
 
     products: Mapping[str, int]
-    fused: int
+    attentions: int
 
     @property
     def said(self) -> str:
@@ -49,13 +49,14 @@ def quantized_products(path: Path) -> list[str]:
 def kernels_of(compiled: Any) -> Kernels:
     """Read the graph that the device executes, in which each node tells its layer and the types of its inputs."""
     products: Counter[str] = Counter()
-    fused = 0
+    attentions = 0
     for node in compiled.get_runtime_model().get_ordered_ops():
-        layer = node.get_rt_info()["layerType"].astype(str)
-        fused += layer in ("Subgraph", "ScaledDotProductAttention")
+        layer = _told(node, "layerType")
+        attentions += layer == "ScaledDotProductAttention"
+        attentions += layer == "Subgraph" and "Softmax" in _told(node, "originalLayersNames")
         if layer in _LAYERS and _constant(node.input_value(1)):
             products[_form(node)] += 1
-    return Kernels(dict(products.most_common()), fused)
+    return Kernels(dict(products.most_common()), attentions)
 
 
 def demand(wanted: list[str], kernels: Kernels) -> None:
@@ -77,9 +78,14 @@ def _dequantized(value: ir.Value | None) -> bool:
 def _constant(output: Any) -> bool:
     """Whether the value is a weight; a view of one (OpenVINO transposes weights while compiling) counts too."""
     node = output.get_node()
-    while node.get_rt_info()["layerType"].astype(str) in ("Transpose", "Reorder", "Reshape"):
+    while _told(node, "layerType") in ("Transpose", "Reorder", "Reshape"):
         node = node.input_value(0).get_node()
-    return bool(node.get_rt_info()["layerType"].astype(str) == "Const")
+    return _told(node, "layerType") == "Const"
+
+
+def _told(node: Any, what: str) -> str:
+    """A fact that the device tells of a node it executes."""
+    return str(node.get_rt_info()[what].astype(str))
 
 
 def _form(node: Any) -> str:

@@ -244,6 +244,7 @@ def test_a_runtime_of_another_package_goes_the_whole_line(elsewhere, tmp_path):
     manifest = open_bundle(folder).manifest
     assert manifest.engine.status == "executed"
     assert manifest.engine.details["products"] == {"int8": 26}
+    assert manifest.engine.details["fused_attentions"] == manifest.engine.details["attentions"] == 4
     assert manifest.drift.passed
     checked = CliRunner().invoke(main, ["check", str(folder)])
     assert checked.exit_code == 0, checked.output
