@@ -1,4 +1,4 @@
-"""The library itself: imported when it is first needed, its failures told as the toolkit's own."""
+"""The library itself, which may be missing, and its failures told as the toolkit's own."""
 
 from __future__ import annotations
 
@@ -12,19 +12,29 @@ from toolkit.bench_process import physical_cores
 from toolkit.errors import MissingDependencyError, StageError
 from toolkit.types import Readiness
 
-__all__ = ["CPU", "INSTALL", "as_stage_error", "core", "library", "properties", "readiness", "version"]
+__all__ = ["CPU", "INSTALL", "MODULE", "as_stage_error", "core", "library", "properties", "readiness", "version"]
 
 CPU = "CPU"
 INSTALL = "pip install 'transformer-export-toolkit[openvino]'"
 _NUMBERS = {"BF16": "bf16", "INT8": "int8"}
 
 
-def library() -> Any:
-    """The module `openvino`. Raises MissingDependencyError with the pip command."""
+def _imported() -> Any:
     try:
         return importlib.import_module("openvino")
-    except ImportError as error:
-        raise MissingDependencyError("openvino is not installed", hint=INSTALL) from error
+    except ImportError:
+        return None
+
+
+MODULE = _imported()
+"""None where it is not installed. Imported with the runtime, so that a session's memory is the session's alone."""
+
+
+def library() -> Any:
+    """The module `openvino`. Raises MissingDependencyError with the pip command."""
+    if MODULE is None:
+        raise MissingDependencyError("openvino is not installed", hint=INSTALL)
+    return MODULE
 
 
 @cache

@@ -33,6 +33,13 @@ needs_openvino = pytest.mark.skipif(
     importlib.util.find_spec("openvino") is None, reason=f"openvino is not installed ({INSTALL})"
 )
 pytestmark = needs_openvino
+
+
+def capabilities() -> list[str]:
+    """The number types that the CPU device names."""
+    return list(core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+
+
 FEATURES = [
     {"mask": "padding"},
     {"mask": "empty-row"},
@@ -131,8 +138,32 @@ def test_fp32_stays_fp32_where_the_library_would_choose_bf16(tmp_path):
         for answer in (session.run(case.feeds())[name], default(case.feeds())[name])
     ]
     assert errors[0] < 1e-5
-    if "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if "BF16" in capabilities():
         assert errors[1] > 10 * errors[0], "the default is bf16 no more: the hint can go"
+
+
+def test_bf16_is_where_the_graph_has_it_and_nowhere_else(tmp_path):
+    if "BF16" not in capabilities():
+        pytest.skip("this processor has no bf16 instructions")
+    text = """<ir_version: 10, opset_import: ["" : 23]>
+    tiny (float[batch, 64] x) => (float[batch, 32] y, float[batch, 32] z) {
+        xb = Cast<to=16>(x)
+        yb = MatMul(xb, narrow)
+        y = Cast<to=1>(yb)
+        z = MatMul(x, wide)
+    }"""
+    proto = onnx.parser.parse_model(text)
+    weight = np.random.default_rng(0).standard_normal((64, 32)).astype(np.float32)
+    narrow = ir.serde.serialize_tensor(ir.tensor(weight.astype(ir.DataType.BFLOAT16.numpy()), name="narrow"))
+    proto.graph.initializer.extend([narrow, onnx.numpy_helper.from_array(weight[:, ::-1].copy(), "wide")])
+    graph = written(ir.from_proto(onnx.shape_inference.infer_shapes(proto)), tmp_path, "bf16")
+    engine, session = built(graph, tmp_path)
+    assert engine.details["products"] == {"bf16": 1, "fp32": 1}
+    x = np.random.default_rng(1).standard_normal((5, 64)).astype(np.float32)
+    answer, exact = session.run({"x": x}), x @ weight
+    np.testing.assert_allclose(answer["z"], exact[:, ::-1], rtol=0, atol=1e-4)
+    away = np.abs(answer["y"] - exact).max()
+    assert 1e-3 < away < 0.2
 
 
 class TestSession:
@@ -199,7 +230,7 @@ def test_two_rows_of_several_lengths_are_refused_not_broadcast(tmp_path):
 def test_without_the_library_a_graph_is_lowered_and_no_engine_opens(tmp_path, monkeypatch):
     graph = product(tmp_path)
     core.cache_clear()
-    monkeypatch.setitem(sys.modules, "openvino", None)
+    monkeypatch.setattr("runtimes.openvino.library.MODULE", None)
     ready = RUNTIME.readiness()
     assert not ready.build
     assert not ready.run
