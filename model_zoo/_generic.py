@@ -14,7 +14,7 @@ from torch import nn
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
-from model_zoo import _loading, _source, _text, _vision
+from model_zoo import _heads, _loading, _source, _text, _vision
 from model_zoo._calibration import OWN
 from model_zoo._decoder import CausalFamily
 from model_zoo._resolve import needs_no_files
@@ -31,7 +31,6 @@ Adapt = Callable[[PreTrainedModel], None]
 Bare = Callable[[type], PreTrainedModel]
 """The model of a class without memory for its weights."""
 
-_TASKS = {"ForImageClassification": "image-classification", "ForSequenceClassification": "text-classification"}
 _LATER = (
     "Encoders, vision models and causal language models are supported; seq2seq, speech and multi-modal are to come."
 )
@@ -53,7 +52,9 @@ class GenericFamily:
     def describe(self, request: ModelRequest) -> ModelSpec:
         """The spec. The class is run without weights, for shapes only, to learn its outputs."""
         config = _loading.request_config(request)
-        architecture = _loading.architecture(request.config)
+        own = _loading.architecture(request.config)
+        pooling = self._pooling_of(request)
+        architecture = _heads.chosen(request, own, pooled=pooling is not None)
         cls = _loading.find_class(
             architecture,
             source=request.source,
@@ -65,12 +66,14 @@ class GenericFamily:
             return self._causal.describe(request)
 
         def bare(of: type) -> PreTrainedModel:
-            return self._adapted(skeleton(of, config))
+            return self._adapted(skeleton(of, config, **({} if architecture == own else _without_pooler(of))))
 
         if kind == "vision":
             made = _vision_spec(request, cls, config, bare)
         else:
-            made = _text_spec(request, cls, config, bare, pooled=self._pooling_of(request) is not None)
+            made = _text_spec(
+                request, cls, config, bare, pooled=pooling is not None and request.task in ("", "embedding")
+            )
         return replace(made, family=self.name)
 
     def load(self, spec: ModelSpec) -> nn.Module:
@@ -85,7 +88,9 @@ class GenericFamily:
         names = [item.name for item in spec.outputs]
         if spec.task == "embedding":
             return self._sentence_encoder(spec, config)
-        model = self._adapted(_loading.load(cls, spec, config))
+        ignore = _other_heads(cls, spec, _loading.architecture(values))
+        arguments = {} if "pooler_output" in names or not ignore else _without_pooler(cls)
+        model = self._adapted(_loading.load(cls, spec, config, ignore=ignore, **arguments))
         return _vision.VisionEncoder(model, names) if spec.kind == "vision" else _text.TextEncoder(model, names)
 
     def golden(self, spec: ModelSpec) -> tuple[Tensors, ...]:
@@ -118,10 +123,8 @@ class GenericFamily:
         pooling, base = self._pooling_of(spec), _base(config)
         if pooling is None:
             raise UsageError(f"modules.json of {spec.source} is gone", hint="Resolve the model again.")
-        takes = "add_pooling_layer" in inspect.signature(base.__init__).parameters
-        arguments: dict[str, Any] = {"add_pooling_layer": False} if takes else {}
         ignore = ("",) if spec.architecture != base.__name__ else ("pooler.",)
-        model = _loading.load(base, spec, config, ignore=ignore, **arguments)
+        model = _loading.load(base, spec, config, ignore=ignore, **_without_pooler(base))
         return _text.SentenceEncoder(self._adapted(model), *pooling)
 
     def _pooling_of(self, model: ModelRequest | ModelSpec) -> tuple[str, bool] | None:
@@ -175,7 +178,7 @@ def _text_spec(request: ModelRequest, cls: type, config: Any, bare: Bare, *, poo
         outputs = [TensorSpec("embedding", "float32", ("batch", config.hidden_size))]
         model = bare(_base(config))
     else:
-        task, model = _task(cls), bare(cls)
+        task, model = _heads.task_of(cls.__name__), bare(cls)
         with SHAPES_ONLY:
             ids = [torch.ones(rows, width, dtype=torch.long, device="meta") for rows, width in ((2, 16), (3, 24))]
         outputs = _outputs(model, "input_ids", ids, ("batch", "sequence"))
@@ -187,7 +190,7 @@ def _text_spec(request: ModelRequest, cls: type, config: Any, bare: Bare, *, poo
         names=_text.input_names(config, cls),
         outputs=outputs,
         longest=_longest(model, config),
-        labels=_vision.labels_of(config) if task == "text-classification" else (),
+        labels=_vision.labels_of(config) if task in _heads.LABELLED else (),
     )
 
 
@@ -195,7 +198,7 @@ def _vision_spec(request: ModelRequest, cls: type, config: Any, bare: Bare) -> M
     size, channels = _vision.input_size(request, config), int(getattr(config, "num_channels", 3))
     with SHAPES_ONLY:
         pixels = [torch.ones(rows, channels, *size, device="meta") for rows in (2, 3)]
-    task = _task(cls)
+    task = _heads.task_of(cls.__name__)
     return _vision.vision_spec(
         request,
         family=request.name,
@@ -204,13 +207,24 @@ def _vision_spec(request: ModelRequest, cls: type, config: Any, bare: Bare) -> M
         channels=channels,
         size=size,
         outputs=_outputs(bare(cls), "pixel_values", pixels, ("batch",)),
-        labels=_vision.labels_of(config) if task == "image-classification" else (),
+        labels=_vision.labels_of(config) if task in _heads.LABELLED else (),
     )
 
 
-def _task(cls: type) -> str:
-    heads = [task for ending, task in _TASKS.items() if cls.__name__.endswith(ending)]
-    return heads[0] if heads else "features" if cls.__name__.endswith("Model") else "raw"
+def _without_pooler(cls: Any) -> dict[str, Any]:
+    """Arguments by which a class leaves out the layer that only its encoder's own checkpoints hold weights of."""
+    takes = "add_pooling_layer" in inspect.signature(cls.__init__).parameters
+    return {"add_pooling_layer": False} if takes else {}
+
+
+def _other_heads(cls: Any, spec: ModelSpec, own: str) -> tuple[str, ...]:
+    """Prefixes of what a checkpoint that was saved from the class `own` holds beyond what the spec's class uses.
+
+    Checkpoints of masked language models may have kept what was trained beside that head.
+    """
+    if spec.architecture != own:
+        return ("",)
+    return (f"{cls.base_model_prefix}.pooler.", "cls.seq_relationship.") if spec.task == "fill-mask" else ()
 
 
 def _outputs(

@@ -20,7 +20,18 @@ from PIL import Image, ImageOps
 
 from toolkit.errors import MissingDependencyError, UnsupportedError, UsageError
 
-__all__ = ["image_size", "images", "in_mode", "longest", "open_image", "texts", "token_ids"]
+__all__ = [
+    "encode",
+    "image_size",
+    "images",
+    "in_mode",
+    "longest",
+    "mask_token",
+    "open_image",
+    "texts",
+    "token_ids",
+    "token_text",
+]
 
 _HALF = (0.5, 0.5, 0.5)
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -111,21 +122,46 @@ def open_image(path: Path | str, content: bytes | None = None) -> Image.Image:
 
 
 def texts(
-    values: Sequence[str], assets: Path | None, names: Sequence[str], *, max_length: int | None = None
+    values: Sequence[str] | Sequence[tuple[str, str]],
+    assets: Path | None,
+    names: Sequence[str],
+    *,
+    max_length: int | None = None,
+    min_length: int = 0,
 ) -> dict[str, NDArray[np.int64]]:
     """Tokenize with `tokenizer.json` (or BERT's `vocab.txt`) in `assets`: int64 [n, longest] for each input name.
 
-    Truncated to `max_length` and to what the tokenizer's configuration allows; padded to the longest.
+    Truncated to `max_length` and to what the tokenizer's configuration allows; padded to the longest, or to
+    `min_length` where that is more. Pairs of texts are one sequence, of which the second text is cut.
     Raises UsageError when there is no tokenizer or it lacks what an input needs.
     """
-    tokenizer, settings = _tokenizer(assets)
-    _prepare(tokenizer, settings, longest(settings, max_length))
-    encodings = tokenizer.encode_batch(list(values))
+    encodings = encode(values, assets, max_length=max_length, min_length=min_length)
     columns = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
     unknown = [name for name in names if name not in columns]
     if unknown:
         raise UsageError(f"a tokenizer gives no {', '.join(unknown)}", hint="Give the tensors as an .npz file instead.")
     return {name: np.array([getattr(item, columns[name]) for item in encodings], dtype=np.int64) for name in names}
+
+
+def encode(
+    values: Sequence[str] | Sequence[tuple[str, str]],
+    assets: Path | None,
+    *,
+    max_length: int | None = None,
+    min_length: int = 0,
+) -> list[Any]:
+    """The tokenizer's encodings of what `texts` takes: ids, tokens, and where in its text each token is."""
+    tokenizer, settings = _tokenizer(assets)
+    pairs = any(isinstance(value, tuple) for value in values)
+    _prepare(tokenizer, settings, longest(settings, max_length), "only_second" if pairs else "longest_first")
+    try:
+        encodings = tokenizer.encode_batch(list(values))
+    except Exception as error:
+        raise UsageError(f"the texts do not fit: {error}", hint="Give a shorter question.") from error
+    if encodings and len(encodings[0]) < min_length:
+        tokenizer.enable_padding(**{**tokenizer.padding, "length": min_length})
+        encodings = tokenizer.encode_batch(list(values))
+    return list(encodings)
 
 
 def token_ids(values: Sequence[str], assets: Path | None) -> list[list[int]]:
@@ -134,6 +170,23 @@ def token_ids(values: Sequence[str], assets: Path | None) -> list[list[int]]:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return [encoding.ids for encoding in tokenizer.encode_batch(list(values), add_special_tokens=False)]
+
+
+def mask_token(assets: Path | None) -> tuple[str, int]:
+    """The token that stands for a word to be guessed, and its id. Raises UsageError where the tokenizer has none."""
+    tokenizer, settings = _tokenizer(assets)
+    token = settings.get("mask_token") or "[MASK]"
+    text = str(token["content"] if isinstance(token, dict) else token)
+    index = tokenizer.token_to_id(text)
+    if index is None:
+        raise UsageError(f"the tokenizer has no token '{text}'", hint="Give token ids as an .npz file.")
+    return text, int(index)
+
+
+def token_text(index: int, assets: Path | None) -> str:
+    """What a token is as text, as ` Paris` or `##ing`, stripped."""
+    tokenizer, _ = _tokenizer(assets)
+    return str(tokenizer.decode([index], skip_special_tokens=False)).strip() or str(tokenizer.id_to_token(index))
 
 
 def longest(settings: Mapping[str, Any], max_length: int | None) -> int | None:
@@ -300,11 +353,11 @@ def _read_tokenizer(assets: Path, lower: bool) -> Any:
     raise UsageError(f"{assets} has no tokenizer.json", hint="Give token ids as an .npz file.")
 
 
-def _prepare(tokenizer: Any, settings: Mapping[str, Any], limit: int | None) -> None:
+def _prepare(tokenizer: Any, settings: Mapping[str, Any], limit: int | None, strategy: str) -> None:
     """The file's own truncation and padding are dropped: they are what it was last used with."""
     tokenizer.no_truncation()
     if limit is not None:
-        tokenizer.enable_truncation(max_length=limit)
+        tokenizer.enable_truncation(max_length=limit, strategy=strategy)
     token = settings.get("pad_token", "[PAD]")
     token = token["content"] if isinstance(token, dict) else token
     pad = (tokenizer.padding or {}).get("pad_id") if token is None else tokenizer.token_to_id(token)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from model_zoo import _gguf, _source
 from toolkit import plugins
-from toolkit.errors import UsageError
+from toolkit.errors import UnsupportedError, UsageError
 from toolkit.types import Dim, ModelRequest, ModelSpec
 
 __all__ = ["needs_no_files", "resolve", "short_names"]
@@ -18,6 +18,7 @@ __all__ = ["needs_no_files", "resolve", "short_names"]
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 _BUILT_IN = "data/"
+_TOWERS = (("vision", "image-embedding"), ("encoder", "text-embedding"))
 
 
 def resolve(
@@ -30,6 +31,7 @@ def resolve(
     offline: bool = False,
     trust_remote_code: bool = False,
     last_logits: bool = False,
+    task: str = "",
 ) -> ModelSpec:
     """Find the model: `module:factory`, a short name, a folder, a `.gguf` file, or a Hub id; its family describes it.
 
@@ -37,14 +39,25 @@ def resolve(
     Hub cannot be reached, a short name stands for the model of that name that `scripts/fetch_models.py` brought.
     Raises UsageError for a model that is not there, UnsupportedError for one of a kind not yet taken.
     """
-    options: dict[str, Any] = {
-        "weights": weights,
-        "seed": seed,
-        "dims": dict(dims or {}),
-        "offline": offline,
-        "trust_remote_code": trust_remote_code,
-        "last_logits": last_logits,
-    }
+    spec = _resolved(
+        model,
+        revision,
+        {
+            "weights": weights,
+            "seed": seed,
+            "dims": dict(dims or {}),
+            "offline": offline,
+            "trust_remote_code": trust_remote_code,
+            "last_logits": last_logits,
+            "task": task,
+        },
+    )
+    if task and spec.task != task and (spec.kind, task) not in _TOWERS:
+        raise UnsupportedError(f"'{model}' has no task '{task}'", hint=f"Its task: {spec.task}.")
+    return spec
+
+
+def _resolved(model: str, revision: str | None, options: Mapping[str, Any]) -> ModelSpec:
     names = short_names()
     if not model.strip():
         raise _unknown(model, names)
@@ -87,6 +100,8 @@ def _factory(model: str, options: Mapping[str, Any]) -> ModelSpec:
 
 
 def _short(name: str, family: str, source: str, revision: str | None, options: Mapping[str, Any]) -> ModelSpec:
+    task = options["task"] or plugins.find("model_zoo", family).literals.get("TASKS", {}).get(name, "")
+    options = {**options, "task": task}
     if source.startswith(_BUILT_IN):
         _refuse_revision(name, revision)
         return _built_in(name, family, source, options)

@@ -16,12 +16,12 @@ SHAPES_ONLY = FakeTensorMode(allow_non_fake_inputs=True)
 """Transformers' mask functions read a mask's values unless tensors are fake: the meta device alone is not enough."""
 
 
-def skeleton(cls: Any, config: Any) -> PreTrainedModel:
+def skeleton(cls: Any, config: Any, **arguments: Any) -> PreTrainedModel:
     """The model on the meta device, in eval mode. Raises UsageError where the class refuses the configuration."""
     config._attn_implementation = "eager"
     try:
         with torch.device("meta"):
-            model: PreTrainedModel = cls(config).eval()
+            model: PreTrainedModel = cls(config, **arguments).eval()
     except Exception as error:
         raise UsageError(f"{cls.__name__} does not take this config.json: {error}", hint="Correct the file.") from error
     return model

@@ -269,7 +269,7 @@ def _encode(spec: ModelSpec, passages: Sequence[str], vocabulary: int, limit: in
     if folder is None:
         tensors = _synthetic(passages, names, vocabulary, limit)
     else:
-        tensors = _preprocess.texts(passages, folder, names, max_length=limit)
+        tensors = _preprocess.texts(passages, folder, names, max_length=limit, min_length=dim.min)
     return _widen(tensors, dim.min)
 
 

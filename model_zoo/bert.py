@@ -8,8 +8,9 @@ from typing import Any
 from torch import nn
 from transformers import BertForSequenceClassification, BertModel
 
-from model_zoo import _loading, _source, _text, _vision
+from model_zoo import _heads, _loading, _source, _text, _vision
 from model_zoo._calibration import OWN
+from model_zoo._generic import GenericFamily
 from model_zoo._resolve import needs_no_files
 from model_zoo.auto import FAMILY as AUTO
 from toolkit.recipe.document import Data
@@ -77,17 +78,23 @@ POOLING = {
     "gte-small": ("mean", True),
 }
 
+_HEADS = GenericFamily("bert", CONFIGS)
 _FEATURES = {"BertModel": True, "BertForPreTraining": True, "BertForMaskedLM": False}
 
 
 class Bert:
-    """Sentence encoder (with `modules.json`), classifier, or plain encoder; other heads go to `auto`."""
+    """Sentence encoder (with `modules.json`), classifier, or plain encoder; other heads as any family has them.
+
+    A checkpoint of a masked language model is an encoder unless `--task fill-mask` asks for its head.
+    """
 
     def describe(self, request: ModelRequest) -> ModelSpec:
         """The spec; `embedding`, `logits`, or `last_hidden_state` with `pooler_output`."""
         config = _loading.request_config(request)
         architecture = _loading.architecture(request.config, "BertModel")
-        pooling = _pooling(request.name, _request_folder(request))
+        pooling = _pooling(request.name, _request_folder(request)) if request.task in ("", "embedding") else None
+        if not pooling and not config.is_decoder and _elsewhere(architecture, request.task):
+            return _HEADS.describe(request)
         known = pooling or architecture in _FEATURES or architecture == "BertForSequenceClassification"
         if config.is_decoder or not known:
             return AUTO.describe(request)
@@ -107,10 +114,12 @@ class Bert:
         """The encoder with what follows it: pooling, a classifier, or nothing."""
         config = _loading.make_config(_loading.source_config(spec, CONFIGS))
         names = [item.name for item in spec.outputs]
+        if spec.task not in ("embedding", "features", "text-classification"):
+            return _HEADS.load(spec)
         if spec.task == "text-classification":
             return _text.TextEncoder(_loading.load(BertForSequenceClassification, spec, config), names)
         pooled = "pooler_output" in names
-        ignore = ("cls.",) if pooled else ("cls.", "pooler.", "bert.pooler.")
+        ignore = ("cls.",) if pooled else ("cls.", "pooler.", "bert.pooler.", "classifier.", "qa_outputs.")
         model = _loading.load(BertModel, spec, config, ignore=ignore, add_pooling_layer=pooled)
         pooling = _pooling(spec.name, _loading.model_folder(spec))
         if spec.task != "embedding" or pooling is None:
@@ -132,6 +141,12 @@ class Bert:
     def assets(self, spec: ModelSpec) -> tuple[Path, ...]:
         """Tokenizer files and the configuration with the class names."""
         return _loading.asset_files(spec)
+
+
+def _elsewhere(architecture: str, task: str) -> bool:
+    """Whether the class or the task is one that this file has no form of its own for."""
+    asked = bool(task) and (task != "features" or architecture not in _FEATURES)
+    return asked or (architecture not in _FEATURES and _heads.task_of(architecture) in _heads.HEADS)
 
 
 def _outputs(architecture: str, config: Any, *, pooled: bool) -> tuple[str, list[TensorSpec]]:

@@ -47,8 +47,8 @@ class Dinov2(ViT):
         return (self.encoder.__name__,)
 
     def _load_encoder(self, spec: ModelSpec, config: Any, names: list[str]) -> Any:
-        del names
-        return _loading.load(self.encoder, spec, config)
+        ignore = () if "pooler_output" in names else ("classifier.",)
+        return _loading.load(self.encoder, spec, config, ignore=ignore)
 
 
 FAMILY = Dinov2()

@@ -1,4 +1,4 @@
-"""SigLIP: vision and text towers; the pooling head's attention is torch's own module, so it is swapped."""
+"""SigLIP: its image and its text tower; the pooling head's attention is torch's own module, so it is swapped."""
 
 from __future__ import annotations
 
@@ -10,19 +10,30 @@ from transformers import PreTrainedModel
 from transformers.models.siglip.modeling_siglip import SiglipMultiheadAttentionPoolingHead
 
 from exporters.fused_attention.interface import attention, swap_attention
-from model_zoo._generic import GenericFamily, split_heads
+from model_zoo._dual import DualFamily, Tower
+from model_zoo._generic import split_heads
 
-__all__ = ["CONFIGS", "FAMILY", "MODEL_TYPES", "NAMES"]
+__all__ = ["CONFIGS", "FAMILY", "MODEL_TYPES", "NAMES", "TASKS"]
 
-MODEL_TYPES = ["siglip_vision_model", "siglip_text_model"]
+MODEL_TYPES = ["siglip", "siglip_vision_model", "siglip_text_model"]
 NAMES = {
     "siglip-base-vision": "google/siglip-base-patch16-224",
+    "siglip-base-text": "google/siglip-base-patch16-224",
+}
+TASKS = {
+    "siglip-base-vision": "image-embedding",
+    "siglip-base-text": "text-embedding",
 }
 CONFIGS = {
     "siglip-base-vision": {
         "model_type": "siglip_vision_model", "architectures": ["SiglipVisionModel"], "hidden_size": 768,
         "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072, "image_size": 224,
         "patch_size": 16,
+    },
+    "siglip-base-text": {
+        "model_type": "siglip_text_model", "architectures": ["SiglipTextModel"], "hidden_size": 768,
+        "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072, "vocab_size": 32000,
+        "max_position_embeddings": 64,
     },
 }  # fmt: skip
 
@@ -46,4 +57,12 @@ def _fused(own: Any, hidden_state: Tensor) -> Tensor:
     return vector
 
 
-FAMILY = GenericFamily("siglip", CONFIGS, _swap)
+FAMILY = DualFamily(
+    "siglip",
+    CONFIGS,
+    _swap,
+    towers={
+        "image-embedding": Tower("vision_model", "SiglipVisionModel", "pooler_output"),
+        "text-embedding": Tower("text_model", "SiglipTextModel", "pooler_output", fixed=True),
+    },
+)

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import ViTForImageClassification, ViTModel
 
-from model_zoo import _loading, _vision
+from model_zoo import _heads, _loading, _vision
 from model_zoo._calibration import OWN
 from toolkit.errors import UnsupportedError
 from toolkit.recipe.document import Data
@@ -54,7 +54,8 @@ class ViT:
     def describe(self, request: ModelRequest) -> ModelSpec:
         """The spec; `last_hidden_state` [batch, tokens, hidden] or `logits` [batch, classes]."""
         config = _loading.request_config(request)
-        architecture = _loading.architecture(request.config, self.encoder.__name__)
+        own = _loading.architecture(request.config, self.encoder.__name__)
+        architecture = _heads.chosen(request, own)
         size = _vision.input_size(request, config, self.default_size)
         classifies = architecture == self.classifier.__name__
         if not classifies and architecture not in self._encoders():
@@ -69,7 +70,7 @@ class ViT:
             architecture=architecture,
             channels=config.num_channels,
             size=size,
-            outputs=self._logits(config) if classifies else self._features(architecture, config, size),
+            outputs=self._logits(config) if classifies else self._features(own, config, size),
             labels=_vision.labels_of(config) if classifies else (),
         )
 
@@ -117,7 +118,11 @@ class ViT:
 
     def _load_encoder(self, spec: ModelSpec, config: Any, names: list[str]) -> Any:
         pooled = "pooler_output" in names
-        ignore = () if pooled else ("decoder.", "embeddings.mask_token", "vit.embeddings.mask_token", "pooler.")
+        ignore = (
+            ()
+            if pooled
+            else ("classifier.", "decoder.", "embeddings.mask_token", "vit.embeddings.mask_token", "pooler.")
+        )
         return _loading.load(self.encoder, spec, config, ignore=ignore, add_pooling_layer=pooled)
 
 

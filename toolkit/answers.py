@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import Any, cast
+from typing import IO, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,24 +14,35 @@ from numpy.typing import NDArray
 from toolkit.errors import UsageError
 from toolkit.types import Tensors
 
-__all__ = ["cosines", "embeddings", "save_npz", "summaries", "top_labels"]
+__all__ = ["cosines", "embeddings", "label_of", "save_npz", "shares", "summaries", "top_labels", "whole_file"]
 
 SHOWN = 8
 
 
 def top_labels(logits: NDArray[Any], labels: Sequence[str], count: int) -> list[list[dict[str, Any]]]:
     """The `count` likeliest classes of each row of logits [n, classes], with softmax probabilities in [0, 1]."""
-    scores = logits.astype(np.float64)
-    shares = np.exp(scores - scores.max(axis=1, keepdims=True))
-    shares /= shares.sum(axis=1, keepdims=True)
-    best = np.argsort(-shares, axis=1, kind="stable")[:, :count]
+    every = shares(logits)
+    best = np.argsort(-every, axis=1, kind="stable")[:, :count]
     return [
         [
-            {"index": int(index), "label": _label(labels, int(index)), "probability": float(row[index])}
+            {"index": int(index), "label": label_of(labels, int(index)), "probability": float(row[index])}
             for index in order
         ]
-        for row, order in zip(shares, best, strict=True)
+        for row, order in zip(every, best, strict=True)
     ]
+
+
+def shares(logits: NDArray[Any]) -> NDArray[np.float64]:
+    """Softmax over the last axis of logits [n, classes], in float64."""
+    scores = logits.astype(np.float64)
+    powers = np.exp(scores - scores.max(axis=1, keepdims=True))
+    answer: NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
+    return answer
+
+
+def label_of(labels: Sequence[str], index: int) -> str:
+    """The name of a class, or its number where it has none."""
+    return labels[index] if index < len(labels) else str(index)
 
 
 def embeddings(vectors: NDArray[Any]) -> list[dict[str, Any]]:
@@ -59,22 +71,25 @@ def summaries(outputs: Tensors) -> list[dict[str, Any]]:
 
 
 def save_npz(path: Path, outputs: Mapping[str, NDArray[Any]]) -> None:
-    """Write the outputs beside their final name, then move them there. Raises UsageError if it cannot."""
+    """Write the outputs as .npz. Raises UsageError if it cannot."""
+    with whole_file(path) as file:
+        np.savez(file, **cast("Any", dict(outputs)))
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file beside its final name, moved there when the block ends well. Raises UsageError where it cannot be."""
     folder = path.absolute().parent
     if not folder.is_dir() or path.is_dir():
         raise UsageError(f"cannot write {path}", hint="Give a file name in an existing folder.")
     with NamedTemporaryFile(dir=folder, prefix=f".{path.name}.", delete=False) as file:
         part = Path(file.name)
         try:
-            np.savez(file, **cast("Any", dict(outputs)))
+            yield cast("IO[bytes]", file)
             file.close()
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
-
-
-def _label(labels: Sequence[str], index: int) -> str:
-    return labels[index] if index < len(labels) else str(index)
 
 
 def _summary(name: str, array: NDArray[Any]) -> dict[str, Any]:

@@ -14,16 +14,20 @@ from numpy.typing import NDArray
 from toolkit.errors import UsageError
 from toolkit.types import Dim, ModelSpec, Tensors, TensorSpec
 
-__all__ = ["check_tensors", "read_inputs", "read_npz", "read_text", "read_texts"]
+__all__ = ["check_tensors", "encodings", "read_inputs", "read_npz", "read_text", "read_texts"]
+
+
+_MASK = "[MASK]"
 
 
 def read_inputs(
-    arguments: Sequence[str], spec: ModelSpec, assets: Path | None
+    arguments: Sequence[str], spec: ModelSpec, assets: Path | None, question: str | None = None
 ) -> tuple[tuple[str, ...], dict[str, NDArray[Any]]]:
     """What each row is called, and the input tensors.
 
     One `.npz` holds raw tensors for any model. Otherwise a vision model takes image files; an encoder takes
-    texts, `@file` and `-` (standard input), one text a line. Raises UsageError that names what does not fit.
+    texts, `@file` and `-` (standard input), one text a line; a model that answers questions takes the `question` too.
+    In texts for a model that guesses words, [MASK] is any model's mask. Raises UsageError that names what does not fit.
     """
     if len(arguments) == 1 and arguments[0].endswith(".npz"):
         tensors = read_npz(Path(arguments[0]), spec.inputs)
@@ -32,7 +36,7 @@ def read_inputs(
         names, tensors = tuple(arguments), _images(arguments, spec, assets)
     elif spec.kind == "encoder":
         names = tuple(read_texts(arguments))
-        tensors = _tokens(names, spec, assets)
+        tensors = _tokens(names, spec, assets, question)
     else:
         raise UsageError(
             f"the model '{spec.name}' takes raw tensors",
@@ -137,15 +141,40 @@ def _only_input(spec: ModelSpec) -> TensorSpec:
     return spec.inputs[0]
 
 
-def _tokens(texts: Sequence[str], spec: ModelSpec, assets: Path | None) -> dict[str, NDArray[Any]]:
+def encodings(texts: Sequence[str], spec: ModelSpec, assets: Path | None, question: str | None = None) -> list[Any]:
+    """The tokenizer's encodings of texts as `read_inputs` feeds them: which token stands where in its text."""
     from model_zoo import _preprocess
 
-    sequence = spec.dims.get("sequence")
+    return _preprocess.encode(_asked(texts, spec, assets, question), assets, **_lengths(spec))
+
+
+def _tokens(
+    texts: Sequence[str], spec: ModelSpec, assets: Path | None, question: str | None
+) -> dict[str, NDArray[Any]]:
+    from model_zoo import _preprocess
+
     names = [item.name for item in spec.inputs]
-    tokens = _preprocess.texts(texts, assets, names, max_length=sequence.max if sequence else None)
-    short = sequence.min if sequence else 0
-    # Zeros in the mask too: what is added is not attended to.
-    return {name: np.pad(array, ((0, 0), (0, max(0, short - array.shape[1])))) for name, array in tokens.items()}
+    return _preprocess.texts(_asked(texts, spec, assets, question), assets, names, **_lengths(spec))
+
+
+def _asked(
+    texts: Sequence[str], spec: ModelSpec, assets: Path | None, question: str | None
+) -> Sequence[str] | Sequence[tuple[str, str]]:
+    from model_zoo import _preprocess
+
+    if spec.task == "question-answering":
+        if not (question and question.strip()):
+            raise UsageError("there is no question", hint='Give --question "Who …?" beside the text that answers it.')
+        return [(question, text) for text in texts]
+    if spec.task == "fill-mask" and any(_MASK in text for text in texts):
+        token, _ = _preprocess.mask_token(assets)
+        return [text.replace(_MASK, token) for text in texts]
+    return texts
+
+
+def _lengths(spec: ModelSpec) -> dict[str, int]:
+    sequence = spec.dims.get("sequence")
+    return {"max_length": sequence.max, "min_length": sequence.min} if sequence else {}
 
 
 def _lines(text: str) -> list[str]:

@@ -55,6 +55,7 @@ class Request:
     offline: bool = False
     trust_remote_code: bool = False
     last_logits: bool = False
+    task: str = ""
     command: str = ""
 
 
@@ -129,6 +130,7 @@ def plan(request: Request) -> Plan:
         offline=request.offline,
         trust_remote_code=request.trust_remote_code,
         last_logits=request.last_logits,
+        task=request.task,
     )
     if request.last_logits and spec.decoder is None:
         raise UsageError(

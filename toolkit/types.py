@@ -102,7 +102,8 @@ class ModelSpec:
     """What `--model` resolved to. Reading it needs a configuration file, never weights.
 
     `source` is a Hub id, an absolute folder, or `module:factory`. `task` says what the outputs mean:
-    `embedding`, `features`, `image-classification`, `text-classification`, `text-generation` or `raw`.
+    `embedding`, `features`, `fill-mask`, `image-classification`, `question-answering`, `semantic-segmentation`,
+    `text-classification`, `text-generation`, `token-classification` or `raw`.
     `dims` gives the range of every name used in the shapes of `inputs`.
     """
 
@@ -129,7 +130,8 @@ class ModelSpec:
 class ModelRequest:
     """What the user asked for, after `--model` was found: `config` is the parsed `config.json` (empty for a factory).
 
-    `name` is what bundles are called; `dims` holds the ranges given with `--dim`, which override the family's.
+    `name` is what bundles are called; `dims` holds the ranges given with `--dim`, which override the family's; `task`
+    is the one given with `--task`, empty for what the checkpoint was saved for.
     """
 
     name: str
@@ -142,6 +144,7 @@ class ModelRequest:
     offline: bool = False
     trust_remote_code: bool = False
     last_logits: bool = False
+    task: str = ""
 
 
 @dataclass(frozen=True, slots=True)

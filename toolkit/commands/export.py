@@ -24,6 +24,7 @@ Examples:
   toolkit export --model vit-base --weights random --target trt-fp16
   toolkit export --model ./my-bert --target ort-cpu-int8 --calibration texts.jsonl
   toolkit export --model ./my-vit --target ort-cpu-int8 --calibration train/ --evaluation val/ --evaluation-count 500
+  toolkit export --model roberta-base --task features --target ort-cpu-int8
   toolkit export --model mypackage.models:make --target ort-cpu-fp32 --dim batch=1:8:64
   toolkit export --model vit-digits --target ort-cpu-int8 --recipe 'layers=*.fc2:fp32' --write-recipe vit.yaml
   toolkit export --recipe vit.yaml --target trt-int8
@@ -87,6 +88,11 @@ class _Named(click.Path):
     default=Path("bundles"),
     show_default=True,
     help="Folder for the bundles, each in <model>-<target>.",
+)
+@click.option(
+    "--task",
+    metavar="NAME",
+    help="Another task than the checkpoint's own, as features for the encoder without its head.",
 )
 @click.option("--revision", help="Branch, tag or commit of a Hub model.")
 @click.option("--weights", type=click.Choice(["pretrained", "random"]), default="pretrained", show_default=True)

@@ -12,12 +12,7 @@ import click
 from toolkit.commands import example, json_option
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from toolkit.bundle.read import Bundle
-    from toolkit.types import ModelSpec
-
-_CLASSIFY = ("image-classification", "text-classification")
 
 
 @click.command(
@@ -25,6 +20,8 @@ _CLASSIFY = ("image-classification", "text-classification")
         "toolkit run bundles/vit-digits-ort-cpu-int8 seven.png --top-k 3",
         'toolkit run bundles/minilm-ort-cpu-int8 "a cat on a mat" "a dog on a log"',
         "toolkit run bundles/minilm-ort-cpu-int8 @lines.txt --output embeddings.npz",
+        'toolkit run bundles/my-qa-ort-cpu-int8 --question "Who sat on the mat?" "The cat sat on the mat."',
+        "toolkit run bundles/segformer-b0-ade-ort-cpu-int8 street.jpg --output classes.png",
         "toolkit run bundles/my-model-ort-cpu-fp32 inputs.npz --output outputs.npz",
         'toolkit run bundles/smollm2-135m-instruct-ort-cpu-int4 --prompt "What is gravity?" --stream',
     )
@@ -34,9 +31,14 @@ _CLASSIFY = ("image-classification", "text-classification")
 @click.option(
     "--top-k",
     type=click.IntRange(min=1),
-    help="How many labels to show (default 5); of a language model, draw from that many likeliest tokens.",
+    help="How many labels, words or answers to show (default 5); of a language model, draw from so many tokens.",
 )
-@click.option("--output", type=click.Path(path_type=Path), help="Write all outputs to this .npz file.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Write all outputs to this .npz file, or the classes of pixels to this .png file.",
+)
+@click.option("--question", metavar="TEXT", help="What the texts are to answer.")
 @click.option("--on-cpu", is_flag=True, help="Run the engine's graph on ONNX Runtime's CPU provider instead.")
 @click.option(
     "--prompt",
@@ -97,10 +99,10 @@ def command(*, bundle: Path, inputs: tuple[str, ...], on_cpu: bool, as_json: boo
 
         run(opened, inputs, on_cpu=on_cpu, as_json=as_json, **options)
         return
-    _run(opened, inputs, options["top_k"] or 5, options["output"], on_cpu=on_cpu, as_json=as_json)
+    _run(opened, inputs, options, on_cpu=on_cpu, as_json=as_json)
 
 
-_OTHERS = ("output",)
+_OTHERS = ("output", "question")
 _DECODER = (
     "prompts", "system", "raw", "stream", "max_new_tokens", "stop", "temperature", "top_p", "repetition_penalty",
     "seed", "context", "draft",
@@ -128,46 +130,30 @@ def _refuse(options: Sequence[str], kind: str) -> None:
     )
 
 
-def _run(
-    opened: Bundle, inputs: Sequence[str], top_k: int, output: Path | None, *, on_cpu: bool, as_json: bool
-) -> None:
-    from toolkit.answers import save_npz
+def _run(opened: Bundle, inputs: Sequence[str], options: Mapping[str, Any], *, on_cpu: bool, as_json: bool) -> None:
     from toolkit.errors import UsageError
     from toolkit.inputs import read_inputs
     from toolkit.sessions import open_engine, open_graph
+    from toolkit.task_answers import Asked, answer, save
 
     if not inputs:
         raise UsageError("there is no INPUT", hint="Give image files, texts, or one .npz file.")
     spec = opened.manifest.spec()
+    question, output = options["question"], options["output"]
+    if question is not None and spec.task != "question-answering":
+        raise UsageError(f"--question: this bundle's task is {spec.task}", hint="Leave --question out.")
     assets = opened.assets if opened.assets.is_dir() else None
-    names, tensors = read_inputs(inputs, spec, assets)
+    names, tensors = read_inputs(inputs, spec, assets, question)
     session = open_graph(opened) if on_cpu else open_engine(opened)
     try:
         outputs = session.run(tensors)
     finally:
         session.close()
+    asked = Asked(spec, names, outputs, options["top_k"] or 5, question, assets)
+    found = answer(asked)
     if output:
-        save_npz(output, outputs)
-    answer = {"bundle": str(opened.folder), "ran_on": session.ran_on, **_answer(spec, names, outputs, top_k)}
-    _show(answer, output, as_json=as_json)
-
-
-def _answer(spec: ModelSpec, names: Sequence[str], outputs: Mapping[str, NDArray[Any]], top_k: int) -> dict[str, Any]:
-    from toolkit import answers
-    from toolkit.drift.measure import task_output
-
-    main = outputs[task_output(spec)]
-    if spec.task in _CLASSIFY and main.ndim == 2:
-        return _rows(names, "labels", answers.top_labels(main, spec.labels, top_k))
-    if spec.task == "embedding" and main.ndim == 2:
-        similar = {"cosine": answers.cosines(main)} if len(main) > 1 else {}
-        return {**_rows(names, "embedding", answers.embeddings(main)), **similar}
-    return {"outputs": answers.summaries(outputs)}
-
-
-def _rows(names: Sequence[str], key: str, values: Sequence[Any]) -> dict[str, Any]:
-    called = names or [f"row {index}" for index in range(len(values))]
-    return {"rows": [{"input": name, key: value} for name, value in zip(called, values, strict=True)]}
+        save(output, asked)
+    _show({"bundle": str(opened.folder), "ran_on": session.ran_on, **found}, output, as_json=as_json)
 
 
 def _show(answer: dict[str, Any], output: Path | None, *, as_json: bool) -> None:
@@ -192,9 +178,28 @@ def _show(answer: dict[str, Any], output: Path | None, *, as_json: bool) -> None
 
 def _line(row: Mapping[str, Any]) -> str:
     name = textwrap.shorten(str(row["input"]), 60, placeholder="…")
-    if "labels" in row:
-        best = "  ".join(f"{entry['label']} {entry['probability']:.2%}" for entry in row["labels"])
-        return f"{name}: {best}"
+    shown = _chosen(row)
+    if shown is not None:
+        return f"{name}: {shown}"
     vector = row["embedding"]
     first = ", ".join(f"{value:.4f}" for value in vector["first"])
     return f"{name}: {vector['dims']} dims, norm {vector['norm']:.4f}: [{first}, …]"
+
+
+def _chosen(row: Mapping[str, Any]) -> str | None:
+    """What was found and its share, several side by side; None for an embedding."""
+    if "labels" in row:
+        return _shares(row["labels"], "label")
+    if "tokens" in row:
+        return "  ".join(f"{each['text']} {each['label']} {each['probability']:.2%}" for each in row["entities"]) or "-"
+    if "masks" in row:
+        return " | ".join(_shares(best, "label") for best in row["masks"])
+    if "answers" in row:
+        return _shares(row["answers"], "answer") or "-"
+    if "classes" in row:
+        return "  ".join(f"{each['label']} {each['share']:.2%}" for each in row["classes"])
+    return None
+
+
+def _shares(entries: Sequence[Mapping[str, Any]], key: str) -> str:
+    return "  ".join(f"{entry[key]} {entry['probability']:.2%}" for entry in entries)

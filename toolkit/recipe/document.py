@@ -93,6 +93,7 @@ class Recipe(_Section):
 
     version: Literal[1] = 1
     model: str = Field(min_length=1)
+    task: str = ""
     revision: str | None = None
     weights: Literal["pretrained", "random"] = "pretrained"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0

@@ -18,7 +18,9 @@ from toolkit.types import DEFAULT_OPTIONS, ModelSpec, TargetOptions
 
 __all__ = ["anchored", "recipe_for", "recipe_of", "request_of"]
 
-_SHARED = ("model", "revision", "weights", "seed", "targets", "opset", "evaluation", "last_logits", "allow_unfused")
+_SHARED = (
+    "model", "task", "revision", "weights", "seed", "targets", "opset", "evaluation", "last_logits", "allow_unfused",
+)  # fmt: skip
 _OPTIONS = {"architectures": "arch", "seconds": "timeout", "cache": "kv_cache", "provider": "provider_option"}
 
 
