@@ -14,6 +14,7 @@ from model_zoo import _calibration
 from model_zoo._labels import class_indices
 from model_zoo._samples import Sample
 from model_zoo._sampling import draw
+from toolkit.drift.dense import CLASS_AXIS
 from toolkit.errors import UnsupportedError, UsageError
 from toolkit.recipe.document import Data
 from toolkit.types import Calibration, Dim, Evaluation, ModelSpec, Tensors
@@ -56,7 +57,7 @@ def calibration(spec: ModelSpec, data: Data, feed: Feed, wanted: int = 4) -> Cal
 def evaluation(spec: ModelSpec, data: Data, feed: Feed, wanted: int = 4) -> Evaluation:
     """As many of the feed's samples as `evaluation_count` says, drawn with the seed, and the metric they serve.
 
-    Classifiers get accuracy, language models perplexity, all others the overlap of nearest neighbours. Raises
+    Classifiers get accuracy, those of tokens and pixels their agreement with the reference, language models perplexity, all others the overlap of nearest neighbours. Raises
     UsageError for classes the model has not, for too few samples, and where the output is not one vector a sample.
     """
     drawn, total = draw(feed.samples, evaluation_count(spec, data), data.seed)
@@ -68,7 +69,8 @@ def evaluation(spec: ModelSpec, data: Data, feed: Feed, wanted: int = 4) -> Eval
             hint=f"Give {_NEIGHBOURS} or more.",
         )
     sizes = _sizes(spec, len(drawn), wanted)
-    labels = class_indices(drawn, _class_names(spec)) if metric == "accuracy" else None
+    classed = metric == "accuracy" and spec.task not in CLASS_AXIS
+    labels = class_indices(drawn, _class_names(spec)) if classed else None
     rows = list(chain.from_iterable(_calibration.chunked(len(drawn), sizes)))
     return _calibration.held_out(
         metric,
@@ -85,12 +87,14 @@ def evaluation(spec: ModelSpec, data: Data, feed: Feed, wanted: int = 4) -> Eval
 def evaluation_count(spec: ModelSpec, data: Data) -> int:
     """How many samples are evaluated on: what the user says, else 256, or as many as have inputs of 256 MiB.
 
-    A language model gets 8 windows, since the reference's logits of them all are kept on disk during the export.
+    A language model gets 8 windows and a guesser of words 32 texts, since the reference's logits of them all are kept on disk during the export.
     """
     if data.count:
         return data.count
     if spec.kind == "decoder":
         return _WINDOWS
+    if spec.task == "fill-mask":
+        return _NEIGHBOURS
     row = sum(
         np.dtype(item.dtype).itemsize * math.prod(_size(axis, spec) for axis in item.shape[1:]) for item in spec.inputs
     )
@@ -120,7 +124,11 @@ def _metric(spec: ModelSpec, *, labelled: bool) -> Literal["accuracy", "retrieva
     if spec.kind == "decoder":
         return "language"
     name, shape = _judged(spec)
-    if spec.task.endswith("classification") or (spec.task == "raw" and labelled and len(shape) == 2):
+    if (
+        spec.task in CLASS_AXIS
+        or spec.task.endswith("classification")
+        or (spec.task == "raw" and labelled and len(shape) == 2)
+    ):
         return "accuracy"
     if all(isinstance(axis, int) for axis in shape[1:]):
         return "retrieval"

@@ -23,19 +23,7 @@ def tokens(logits: NDArray[Any], encodings: Sequence[Any], labels: Sequence[str]
 
     `encodings` are the tokenizer's, one a row; `start` and `end` count characters of the text.
     """
-    return [
-        [
-            {
-                "token": encoding.tokens[place],
-                "start": start,
-                "end": end,
-                **top_labels(row[None, place], labels, 1)[0][0],
-            }
-            for place, (start, end) in enumerate(encoding.offsets)
-            if not encoding.special_tokens_mask[place]
-        ]
-        for row, encoding in zip(logits, encodings, strict=True)
-    ]
+    return [_tokens(top_labels(row, labels, 1), encoding) for row, encoding in zip(logits, encodings, strict=True)]
 
 
 def entities(found: Sequence[dict[str, Any]], text: str) -> list[dict[str, Any]]:
@@ -48,10 +36,10 @@ def entities(found: Sequence[dict[str, Any]], text: str) -> list[dict[str, Any]]
     for token in found:
         kind = _kind(token["label"])
         if kind != OUTSIDE:
-            goes_on = kind == previous and (
-                not token["label"].startswith("B-") or token["start"] == groups[-1][-1]["end"]
-            )
-            groups[-1].append(token) if goes_on else groups.append([token])
+            if kind == previous and _goes_on(token, groups[-1][-1]):
+                groups[-1].append(token)
+            else:
+                groups.append([token])
         previous = kind
     return [_entity(group, text) for group in groups]
 
@@ -98,6 +86,20 @@ def _spans(starts: NDArray[Any], ends: NDArray[Any], encoding: Any, context: str
         share = float(joint[begin, end])
         found.append({"answer": context[left:right].strip(), "start": left, "end": right, "probability": share})
     return found
+
+
+def _tokens(best: Sequence[Sequence[dict[str, Any]]], encoding: Any) -> list[dict[str, Any]]:
+    places = zip(encoding.tokens, encoding.offsets, encoding.special_tokens_mask, best, strict=True)
+    return [
+        {"token": token, "start": start, "end": end, **likeliest[0]}
+        for token, (start, end), special, likeliest in places
+        if not special
+    ]
+
+
+def _goes_on(token: dict[str, Any], before: dict[str, Any]) -> bool:
+    """Whether a token of the same class belongs to the entity before it: a part of a word always does."""
+    return not token["label"].startswith("B-") or token["start"] == before["end"]
 
 
 def _kind(label: str) -> str:

@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from model_zoo import resolve
-from toolkit import plugins
+from toolkit import plugins, token_answers
 from toolkit.cli import main
 from toolkit.errors import UnsupportedError, UsageError
 from toolkit.pipeline import export
@@ -97,6 +97,19 @@ def test_tokens_get_their_classes_and_entities(tmp_path: Path) -> None:
     for entity in row["entities"]:
         assert entity["text"] == TEXT[entity["start"] : entity["end"]]
         assert f"{entity['text']} {entity['label']} {entity['probability']:.2%}" in shown(made, TEXT)
+
+
+def test_the_names_of_classes_group_tokens() -> None:
+    labels = ("B-PER", "B-LOC", "I-LOC", "I-LOC", "O", "B-LOC", "B-LOC", "PER", "PER")
+    spans = [(0, 3), (4, 7), (8, 12), (12, 14), (15, 16), (17, 20), (21, 24), (25, 28), (29, 32)]
+    tokens = [
+        {"label": label, "start": start, "end": end, "probability": 0.5}
+        for label, (start, end) in zip(labels, spans, strict=True)
+    ]
+    found = token_answers.entities(tokens, "ann new yorker . rio bar ian bob")
+    assert [(entity["text"], entity["label"]) for entity in found] == [
+        ("ann", "PER"), ("new yorker", "LOC"), ("rio", "LOC"), ("bar", "LOC"), ("ian bob", "PER"),
+    ]  # fmt: skip
 
 
 @pytest.mark.heavy

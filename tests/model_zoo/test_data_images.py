@@ -212,6 +212,29 @@ def test_large_images_are_fewer(tmp_path: Path) -> None:
     assert evaluation_count(large, Data(count=100)) == 100
 
 
+def test_classes_of_pixels_are_judged_by_their_agreement(tmp_path: Path) -> None:
+    from transformers import SegformerConfig, SegformerForSemanticSegmentation
+
+    from toolkit.drift.measure import measure
+
+    sizes = {"depths": [1] * 4, "hidden_sizes": [8, 16, 16, 16], "num_attention_heads": [1, 2, 2, 2]}
+    config = SegformerConfig(image_size=32, decoder_hidden_size=8, num_labels=4, **sizes)
+    spec = resolve(str(tiny_models.save(SegformerForSemanticSegmentation(config), tmp_path / "m")))
+    for index in range(3):
+        Image.new("RGB", (32, 32), (40 * index, 0, 9)).save(tmp_path / f"{index}.png")
+    evaluation = evaluate(spec, tmp_path)
+    assert (evaluation.metric, evaluation.labels, evaluation.count) == ("accuracy", None, 3)
+    logits = np.random.default_rng(0).standard_normal((3, 4, 8, 8)).astype(np.float32)
+    other = logits.copy()
+    other[0, :, 0, 0] = np.roll(logits[0, :, 0, 0], 1)
+    pair = ([{"logits": logits}], [{"logits": other}])
+    task = measure(
+        "x", "x", *pair, spec, evaluation=evaluation, evaluation_reference=pair[0], evaluation_candidate=pair[1]
+    ).task
+    assert task is not None
+    assert (task.count, task.top1_agreement) == (3 * 64, 1 - 1 / 192)
+
+
 def test_an_output_of_no_fixed_length_has_no_metric(tmp_path: Path) -> None:
     from transformers import BertForMaskedLM
 

@@ -45,6 +45,15 @@ def test_images_equal_transformers(name: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-6)
 
 
+def test_short_texts_are_padded_with_the_tokenizers_own_token(tmp_path: Path) -> None:
+    (tmp_path / "vocab.txt").write_text("[UNK]\n[CLS]\n[SEP]\n[MASK]\n[PAD]\na\n")
+    tensors = _preprocess.texts(["a", "a a"], tmp_path, ["input_ids", "attention_mask"], max_length=8, min_length=6)
+    assert tensors["input_ids"].tolist() == [[1, 5, 2, 4, 4, 4], [1, 5, 5, 2, 4, 4]]
+    assert tensors["attention_mask"].sum(1).tolist() == [3, 4]
+    pair = _preprocess.encode([("a", "a a a a")], tmp_path, max_length=7)[0]
+    assert (len(pair), pair.sequence_ids.count(1)) == (7, 3)
+
+
 def test_size_is_read_from_the_processor(tmp_path: Path) -> None:
     assert _preprocess.image_size(processor_folder(tmp_path, PROCESSORS["dinov2"])) == (224, 224)
     assert _preprocess.image_size(processor_folder(tmp_path, PROCESSORS["vit-old"])) == (96, 96)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from toolkit.continuation import every_position
 from toolkit.drift import metrics
+from toolkit.drift.dense import CLASS_AXIS, dense_agreement
 from toolkit.drift.gates import judge
 from toolkit.drift.language import Reference, Whole, language_drift
 from toolkit.drift.padding import at_attended
@@ -118,6 +119,8 @@ def _evaluated(
     if evaluation.metric == "language":
         _require_batches(stage, len(evaluation.batches), len(reference))
         return language_drift(name, evaluation.batches, [_reference(batch, name) for batch in reference], candidate)
+    if spec.task in CLASS_AXIS:
+        return dense_agreement(evaluation, name, CLASS_AXIS[spec.task], reference, candidate)
     kept = list(candidate)
     _require_same_count(stage, reference, kept)
     return _task(evaluation, name, reference, kept)

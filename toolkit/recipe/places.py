@@ -30,6 +30,9 @@ def naming(path: Path, recipe: Recipe) -> Iterator[None]:
         raise
 
 
+_FIELDS = (("--last-logits", "last-logits"), ("--task", "task"), ("opset", "opset"))
+
+
 def _meant(message: str, recipe: Recipe) -> Location | None:
     """The part of the file that the message names first."""
     found = [
@@ -54,5 +57,5 @@ def _names(recipe: Recipe) -> Iterator[tuple[str, Location]]:
     for section in ("calibration", "evaluation"):
         if source := (values.get(section) or {}).get("source"):
             yield source, (section, "source")
-    yield from ((name, (key,)) for name, key in (("--last-logits", "last-logits"), ("opset", "opset")) if key in values)
+    yield from ((name, (key,)) for name, key in _FIELDS if key in values)
     yield recipe.model, ("model",)
