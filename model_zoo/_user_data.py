@@ -57,8 +57,9 @@ def calibration(spec: ModelSpec, data: Data, feed: Feed, wanted: int = 4) -> Cal
 def evaluation(spec: ModelSpec, data: Data, feed: Feed, wanted: int = 4) -> Evaluation:
     """As many of the feed's samples as `evaluation_count` says, drawn with the seed, and the metric they serve.
 
-    Classifiers get accuracy, those of tokens and pixels their agreement with the reference, language models perplexity, all others the overlap of nearest neighbours. Raises
-    UsageError for classes the model has not, for too few samples, and where the output is not one vector a sample.
+    Classifiers get accuracy, those of tokens and pixels their agreement with the reference, language models perplexity,
+    all others the overlap of nearest neighbours. Raises UsageError for classes the model has not, for too few samples,
+    and where the output is not one vector a sample.
     """
     drawn, total = draw(feed.samples, evaluation_count(spec, data), data.seed)
     _require_some(feed, drawn)
@@ -87,7 +88,8 @@ def evaluation(spec: ModelSpec, data: Data, feed: Feed, wanted: int = 4) -> Eval
 def evaluation_count(spec: ModelSpec, data: Data) -> int:
     """How many samples are evaluated on: what the user says, else 256, or as many as have inputs of 256 MiB.
 
-    A language model gets 8 windows and a guesser of words 32 texts, since the reference's logits of them all are kept on disk during the export.
+    A language model gets 8 windows and a masked one 32 texts, since the reference's logits of them all are kept
+    during the export.
     """
     if data.count:
         return data.count
@@ -124,11 +126,8 @@ def _metric(spec: ModelSpec, *, labelled: bool) -> Literal["accuracy", "retrieva
     if spec.kind == "decoder":
         return "language"
     name, shape = _judged(spec)
-    if (
-        spec.task in CLASS_AXIS
-        or spec.task.endswith("classification")
-        or (spec.task == "raw" and labelled and len(shape) == 2)
-    ):
+    classes = spec.task in CLASS_AXIS or spec.task.endswith("classification")
+    if classes or (spec.task == "raw" and labelled and len(shape) == 2):
         return "accuracy"
     if all(isinstance(axis, int) for axis in shape[1:]):
         return "retrieval"

@@ -327,9 +327,10 @@ class Evaluation:
     """Held-out inputs that a task metric is computed on.
 
     `metric` is `accuracy` (of `labels`, int64 [n], the class of each row over all batches; without them only the
-    top-1 agreement with the reference, of each token or pixel where these have classes) or `retrieval` (neighbours of each row among all rows, compared with the
-    reference's), or `language` (perplexity of the text in `input_ids`, KL divergence and top-1 agreement of every
-    position's `logits` with the reference's). The rest is as in `Calibration`; `sha256` covers the labels too.
+    top-1 agreement with the reference, of each token or pixel where those have classes) or `retrieval` (neighbours of
+    each row among all rows, compared with the reference's), or `language` (perplexity of the text in `input_ids`, KL
+    divergence and top-1 agreement of every position's `logits` with the reference's). The rest is as in `Calibration`;
+    `sha256` covers the labels too.
     """
 
     metric: Literal["accuracy", "retrieval", "language"]
