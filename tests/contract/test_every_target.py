@@ -50,6 +50,9 @@ DECODER = "llama"
 BIASED = ("mpnet", "swin")
 """Of the encoders that test_encoder_families.py holds to parity: attention with a bias, swapped and not."""
 
+DUAL = ("clip", "siglip")
+"""Two models in one, each exported by its own task: test_task_heads.py holds them to parity."""
+
 WHOLE = ("bert", "vit", "vit-digits", "module", DECODER)
 """One family of each kind, and the trained one, go to every target; the others to all that gives a graph of its own."""
 REPEATED = frozenset(
@@ -70,7 +73,7 @@ def subjects() -> Iterator[Any]:
             yield from (pytest.param(model_type, id=f"auto-{model_type}") for model_type in GENERIC)
         elif types:
             # They share all but their modelling code, which the tests of families beside this one hold to parity.
-            others = (set(FAMILIES) | set(ENCODERS)) - {DECODER, *BIASED}
+            others = (set(FAMILIES) | set(ENCODERS) | set(DUAL)) - {DECODER, *BIASED}
             wanted = [model_type for model_type in types if model_type not in others]
             yield from (pytest.param(model_type, id=f"{name}-{model_type}") for model_type in wanted)
         else:
