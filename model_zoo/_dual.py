@@ -43,17 +43,21 @@ class DualFamily(GenericFamily):
 
     def describe(self, request: ModelRequest) -> ModelSpec:
         """The spec of the tower that the task names: `embedding` [batch, width], of length 1."""
-        tower = self.towers.get(request.task)
-        dual = request.config.get("model_type") == self.name
+        own = _loading.architecture(request.config, "Model")
+        task = request.task or self._projected(own)
+        tower = self.towers.get(task)
+        # A classifier on the image tower has the model type of both.
+        dual = request.config.get("model_type") == self.name and own.endswith("Model")
         if tower is None and dual:
-            what = f"has no task '{request.task}'" if request.task else "is two models, for images and for texts"
-            kind = UnsupportedError if request.task else UsageError
-            raise kind(f"{request.name} {what}", hint=f"Give --task {' or --task '.join(self.towers)}.")
+            hint = f"Give --task {' or --task '.join(self.towers)}."
+            if request.task:
+                raise UnsupportedError(f"no task '{request.task}' for {request.name}", hint=hint)
+            raise UsageError(f"{request.name} is two models, one for images and one for texts", hint=hint)
         if tower is None or not (dual or _is_part(request.config, tower)):
             return super().describe(request)
         config = _config_of(_loading.request_config(request), tower)
         width = _width(tower, config)
-        if request.task == "image-embedding":
+        if task == "image-embedding":
             return self._images(request, tower, config, width)
         return self._texts(request, tower, config, width)
 
@@ -68,6 +72,11 @@ class DualFamily(GenericFamily):
         ignore = ("logit_scale", "logit_bias", "text_projection.", "visual_projection.", *others)
         model = self._adapted(_loading.load(cls, spec, config, ignore=ignore))
         return (ImageTower if spec.kind == "vision" else TextTower)(model, tower.output)
+
+    def _projected(self, own: str) -> str:
+        """The task of a tower that was saved by itself with its projection."""
+        tasks = (task for task, tower in self.towers.items() if tower.architecture == own and "Projection" in own)
+        return next(tasks, "")
 
     def _tower(self, spec: ModelSpec) -> Tower:
         return self.towers["image-embedding" if spec.kind == "vision" else "text-embedding"]
@@ -110,33 +119,33 @@ class DualFamily(GenericFamily):
         return int(_config_of(_loading.make_config(values), self._tower(spec)).vocab_size)
 
 
-class ImageTower(nn.Module):
-    """float32 [batch, C, H, W] to `embedding` [batch, width], of length 1."""
+class _Normalised(nn.Module):
+    """A tower whose vector, one of its outputs, is brought to length 1."""
 
     def __init__(self, model: PreTrainedModel, output: str) -> None:
         super().__init__()
         self.model = model
         self.output = output
         self.train(model.training)
+
+    def _embedding(self, **inputs: torch.Tensor | None) -> dict[str, torch.Tensor]:
+        return {"embedding": normalize(getattr(self.model(**inputs), self.output), dim=-1)}
+
+
+class ImageTower(_Normalised):
+    """float32 [batch, C, H, W] to `embedding` [batch, width], of length 1."""
 
     def forward(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
         """`embedding` [batch, width]."""
-        return {"embedding": normalize(getattr(self.model(pixel_values=pixel_values), self.output), dim=-1)}
+        return self._embedding(pixel_values=pixel_values)
 
 
-class TextTower(nn.Module):
+class TextTower(_Normalised):
     """int64 [batch, sequence] to `embedding` [batch, width], of length 1; no mask where texts have a fixed length."""
-
-    def __init__(self, model: PreTrainedModel, output: str) -> None:
-        super().__init__()
-        self.model = model
-        self.output = output
-        self.train(model.training)
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
         """`embedding` [batch, width]."""
-        answer = self.model(input_ids=input_ids, attention_mask=attention_mask)
-        return {"embedding": normalize(getattr(answer, self.output), dim=-1)}
+        return self._embedding(input_ids=input_ids, attention_mask=attention_mask)
 
 
 def _is_part(config: Mapping[str, Any], tower: Tower) -> bool:

@@ -49,8 +49,7 @@ def chosen(request: ModelRequest, own: str, *, pooled: bool = False) -> str:
         raise UnsupportedError(f"no task '{task}' for a model of type '{kind}'", hint=f"Its tasks: {', '.join(known)}.")
     if task != "features" and request.weights == "pretrained" and not own.endswith("ForPreTraining"):
         raise UsageError(
-            f"{request.source} was saved from {own}: the weights of a head for {task} are not in it, "
-            "so they would be random",
+            f"no head for {task} is in {request.source}: it was saved from {own}, so the head would be random",
             hint=f"Give a checkpoint that was trained for {task}, or leave --task out.",
         )
     return classes[task]

@@ -53,7 +53,7 @@ def resolve(
         },
     )
     if task and spec.task != task and (spec.kind, task) not in _TOWERS:
-        raise UnsupportedError(f"'{model}' has no task '{task}'", hint=f"Its task: {spec.task}.")
+        raise UnsupportedError(f"no task '{task}' for '{model}'", hint=f"Its task: {spec.task}.")
     return spec
 
 

@@ -19,6 +19,8 @@ from transformers import (
     BertForTokenClassification,
     CLIPConfig,
     CLIPModel,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
     PreTrainedModel,
     SegformerConfig,
     SegformerForSemanticSegmentation,
@@ -204,6 +206,26 @@ def test_a_tower_of_a_dual_model(make: Callable[[], PreTrainedModel], tmp_path: 
     answer = plugins.family(spec.family).load(spec)(pixel_values=pixels)["embedding"]
     expected = torch.nn.functional.normalize(model.get_image_features(pixels).pooler_output, dim=-1)
     torch.testing.assert_close(answer, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_tower_that_was_saved_by_itself(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    folder = saved(clip(), tmp_path / "dual")
+    config = {**SMALL, "image_size": 32, "patch_size": 8, "projection_dim": 24}
+    alone: Any = CLIPVisionModelWithProjection(CLIPVisionConfig(**config))
+    spec = resolve(str(saved(alone, tmp_path / "alone")))
+    assert (spec.task, spec.outputs[0].shape) == ("embedding", ("batch", 24))
+    pixels = torch.randn(2, 3, 32, 32)
+    expected = torch.nn.functional.normalize(alone(pixels).image_embeds, dim=-1)
+    torch.testing.assert_close(plugins.family(spec.family).load(spec)(pixel_values=pixels)["embedding"], expected)
+    with pytest.raises(UnsupportedError, match="'fill-mask'"):
+        resolve(str(folder), task="fill-mask")
+    for task, config in (("image-classification", "CLIPForImageClassification"), ("features", "CLIPVisionModel")):
+        kind = "clip" if "For" in config else "clip_vision_model"
+        (tmp_path / task).mkdir()
+        values = {"architectures": [config], "model_type": kind}
+        (tmp_path / task / "config.json").write_text(json.dumps(values))
+        assert resolve(str(tmp_path / task), weights="random").task == task
 
 
 def test_another_task_than_the_checkpoints_own(tmp_path: Path) -> None:

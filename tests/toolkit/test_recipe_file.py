@@ -63,6 +63,7 @@ gates = st.dictionaries(st.sampled_from(["sqnr", "cosine", "kl"]), st.just("off"
 recipes = st.builds(
     Recipe,
     model=words,
+    task=st.just("") | words,
     revision=st.none() | words,
     weights=st.sampled_from(["pretrained", "random"]),
     seed=st.integers(0, 2**32 - 1),
@@ -335,6 +336,7 @@ def test_a_byte_order_mark_is_no_part_of_a_key(tmp_path: Path) -> None:
         (GOOD + "calibration:\n  source: nowhere\n", "line 4, column 3: there is no "),
         (GOOD + "opset: 3\n", "line 3, column 1: opset 3 is not one"),
         (GOOD + "last-logits: true\n", "line 3, column 1: --last-logits is for language models"),
+        (GOOD + "task: fill-mask\n", "line 3, column 1: no task 'fill-mask' for"),
         (GOOD + "build:\n  timeout: 9\n", "line 4, column 3: --build-timeout is not for ort-cpu-int8"),
         ("model: vit-digit\ntargets: [ort-cpu-fp32]\n", "line 1, column 1: "),
         (
@@ -411,7 +413,7 @@ def test_the_documented_recipe_is_one(tmp_path: Path) -> None:
     for block in blocks:
         recipe = read_recipe(written(tmp_path, block))
         plan(replace(request_of(recipe), calibration=Data(), evaluation=None))
-    commented = {"revision", "weights", "last_logits", "allow_unfused"}
+    commented = {"task", "revision", "weights", "last_logits", "allow_unfused"}
     fields = set(read_recipe(written(tmp_path, blocks[0])).model_dump(exclude_defaults=True))
     assert fields == set(Recipe.model_fields) - {"version", *commented}
     assert all(f"# {key.replace('_', '-')}:" in blocks[0] for key in commented)

@@ -30,7 +30,7 @@ def naming(path: Path, recipe: Recipe) -> Iterator[None]:
         raise
 
 
-_FIELDS = (("--last-logits", "last-logits"), ("--task", "task"), ("opset", "opset"))
+_FIELDS = (("--last-logits", "last-logits"), ("opset", "opset"))
 
 
 def _meant(message: str, recipe: Recipe) -> Location | None:
@@ -58,4 +58,6 @@ def _names(recipe: Recipe) -> Iterator[tuple[str, Location]]:
         if source := (values.get(section) or {}).get("source"):
             yield source, (section, "source")
     yield from ((name, (key,)) for name, key in _FIELDS if key in values)
+    if recipe.task:
+        yield recipe.task, ("task",)
     yield recipe.model, ("model",)
