@@ -1,4 +1,4 @@
-// What runs a model, whatever the library: ONNX Runtime or TensorRT, as the bundle's target says.
+// What runs a model, whatever the library: ONNX Runtime or TensorRT, as the bundle's engine needs.
 #pragma once
 
 #include <memory>
@@ -27,7 +27,8 @@ class Engine {
   virtual Result<std::unique_ptr<Decoder>> decoder(const DecoderEntry& entry, std::int64_t limit);
 };
 
-/// Open what the bundle's target asks for. The error says what is missing where this program cannot.
+/// Open the bundle's engine: a compiled one with TensorRT, else its graph with ONNX Runtime. The error says what is
+/// missing where this program cannot.
 Result<std::unique_ptr<Engine>> open_engine(const Bundle& bundle);
 
 }  // namespace toolkit

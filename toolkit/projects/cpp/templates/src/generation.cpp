@@ -8,7 +8,7 @@ namespace toolkit {
 namespace {
 
 /// How many positions of a prompt go through at a time: it bounds the memory of a long one.
-constexpr std::size_t kChunk = 512;
+constexpr std::size_t kPrefill = 512;
 
 Failure check_finite(const std::vector<float>& logits, std::int64_t position) {
   const auto odd = std::count_if(logits.begin(), logits.end(), [](float value) { return !std::isfinite(value); });
@@ -21,9 +21,9 @@ Failure check_finite(const std::vector<float>& logits, std::int64_t position) {
 Result<std::vector<float>> prefill(Decoder& decoder, const std::vector<std::int64_t>& prompt) {
   if (auto failure = check_room(decoder, prompt.size())) return *failure;
   Result<std::vector<float>> logits = std::vector<float>();
-  for (std::size_t start = 0; start < prompt.size() && logits; start += kChunk) {
+  for (std::size_t start = 0; start < prompt.size() && logits; start += kPrefill) {
     const auto first = prompt.begin() + static_cast<std::ptrdiff_t>(start);
-    const auto size = std::min(kChunk, prompt.size() - start);
+    const auto size = std::min(kPrefill, prompt.size() - start);
     logits = decoder.forward({first, first + static_cast<std::ptrdiff_t>(size)});
   }
   return logits;

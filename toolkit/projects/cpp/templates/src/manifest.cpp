@@ -1,5 +1,7 @@
 #include "manifest.hpp"
 
+#include <filesystem>
+
 #include "files.hpp"
 #include "json.hpp"
 
@@ -65,8 +67,11 @@ void read_model(const Json& model, Manifest& manifest) {
 Failure read_engine(const Json& engine, Manifest& manifest) {
   manifest.builder = engine["builder"].text();
   manifest.engine_reason = engine["reason"].text();
-  for (const auto& built : engine["details"]["engines"].object()) {
-    manifest.engines[built.name] = built.value["file"].text();
+  manifest.engine_files = texts(engine["files"]);
+  for (const auto& name : manifest.engine_files) {
+    const std::filesystem::path file(name);
+    const auto stem = file.stem().string();
+    if (file.extension() == ".plan" && stem.rfind("engine-", 0) == 0) manifest.engines[stem.substr(7)] = name;
   }
   if (auto failure = read_specs(engine["inputs"], manifest.engine_inputs)) return failure;
   return read_specs(engine["outputs"], manifest.engine_outputs);

@@ -60,6 +60,7 @@ struct Manifest {
   std::string graph;
   std::string builder;
   std::string engine_reason;
+  std::vector<std::string> engine_files;
   std::vector<TensorSpec> engine_inputs, engine_outputs;
   std::map<std::string, std::string> engines;  // a GPU's architecture, as sm89 -> file
   Gate gate;
