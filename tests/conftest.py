@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cpp_program import built
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -60,6 +61,12 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 def own_module() -> str:
     """The source of a module whose `make` answers one attention layer and its sample input."""
     return OWN_MODULE
+
+
+@pytest.fixture(scope="session")
+def cpp_programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the C++ project's programs, built once; skips where there is no compiler or no headers."""
+    return built(tmp_path_factory)
 
 
 @pytest.fixture(scope="session")

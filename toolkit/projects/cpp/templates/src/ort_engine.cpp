@@ -101,8 +101,8 @@ class OrtEngine final : public Engine {
       values.push_back(ort_view(tensor));
     }
     for (const auto& spec : outputs_) output_names.push_back(spec.name.c_str());
-    const auto answers = session_.Run(Ort::RunOptions{nullptr}, input_names.data(), values.data(), values.size(),
-                                      output_names.data(), output_names.size());
+    auto answers = session_.Run(Ort::RunOptions{nullptr}, input_names.data(), values.data(), values.size(),
+                                output_names.data(), output_names.size());
     Tensors outputs;
     for (std::size_t i = 0; i < answers.size(); ++i) {
       auto tensor = from_ort(answers[i]);

@@ -9,9 +9,12 @@ ONNXTensorElementDataType ort_type(DType dtype) { return static_cast<ONNXTensorE
 Ort::Value text_value(const Tensor& tensor) {
   Ort::AllocatorWithDefaultOptions allocator;
   auto value = Ort::Value::CreateTensor(allocator, tensor.shape.data(), tensor.shape.size(), ort_type(tensor.dtype));
-  std::vector<const char*> texts;
-  for (const auto& text : tensor.texts) texts.push_back(text.c_str());
-  value.FillStringTensor(texts.data(), texts.size());
+  // Not through C strings: a text may hold a null character.
+  for (std::size_t i = 0; i < tensor.texts.size(); ++i) {
+    const auto& text = tensor.texts[i];
+    char* place = value.GetResizedStringTensorElementBuffer(i, text.size());
+    if (!text.empty()) std::memcpy(place, text.data(), text.size());
+  }
   return value;
 }
 
@@ -26,14 +29,15 @@ Ort::Value ort_view(const Tensor& tensor) {
                                   tensor.shape.size(), ort_type(tensor.dtype));
 }
 
-Result<Tensor> from_ort(const Ort::Value& value) {
+Result<Tensor> from_ort(Ort::Value& value) {
   if (!value.IsTensor()) return Error{"is no tensor", ""};
   const auto info = value.GetTensorTypeAndShapeInfo();
   const auto dtype = dtype_numbered(info.GetElementType());
   if (!dtype) return Error{"is of a type that this program lacks", ""};
   auto tensor = Tensor::zeros(*dtype, info.GetShape());
   for (std::size_t i = 0; i < tensor.texts.size(); ++i) tensor.texts[i] = value.GetStringTensorElement(i);
-  if (!tensor.bytes.empty()) std::memcpy(tensor.bytes.data(), value.GetTensorRawData(), tensor.bytes.size());
+  // The accessor for constants is one that libraries before 1.23 do not have.
+  if (!tensor.bytes.empty()) std::memcpy(tensor.bytes.data(), value.GetTensorMutableRawData(), tensor.bytes.size());
   return tensor;
 }
 

@@ -15,7 +15,7 @@ namespace toolkit {
 Ort::Value ort_view(const Tensor& tensor);
 
 /// A copy of what ONNX Runtime answered. Refuses values that are no tensors, or of a type that this program lacks.
-Result<Tensor> from_ort(const Ort::Value& value);
+Result<Tensor> from_ort(Ort::Value& value);
 
 /// What a session says of one of its inputs or outputs.
 Result<TensorSpec> ort_spec(const std::string& name, const Ort::TypeInfo& type);

@@ -1,0 +1,84 @@
+"""Building the C++ project that `toolkit bundle --lang cpp` writes, once for all tests that run its programs."""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+TEMPLATES = ROOT / "toolkit" / "projects" / "cpp" / "templates"
+
+
+def native(part: str) -> Path:
+    """The folder of a part that scripts/fetch_native.py fetched; skips where it did not."""
+    spec = importlib.util.spec_from_file_location("fetch_native", ROOT / "scripts" / "fetch_native.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["fetch_native"] = module
+    spec.loader.exec_module(module)
+    folder: Path = module.default_folder() / part
+    if not folder.is_dir():
+        pytest.skip(f"{part} is not here: run python scripts/fetch_native.py {part}")
+    return folder
+
+
+def require_compiler() -> None:
+    missing = [tool for tool in ("g++", "cmake", "make") if shutil.which(tool) is None]
+    if missing:
+        pytest.skip(f"{', '.join(missing)} is not installed")
+
+
+def runtime_library(folder: Path) -> Path:
+    """The library of pip's onnxruntime under the name that a program asks for when it starts."""
+    import onnxruntime
+
+    found = list(Path(onnxruntime.__file__).parent.glob("capi/libonnxruntime.so.*"))
+    if not found:
+        pytest.skip("this onnxruntime wheel ships no libonnxruntime.so")
+    link = folder / "libonnxruntime.so.1"
+    if not link.is_symlink():
+        link.symlink_to(found[0])
+    return link
+
+
+def built(factory: pytest.TempPathFactory) -> Path:
+    """The folder with the programs and the project's own tests, built once; skips where it cannot be."""
+    require_compiler()
+    headers = native("headers")
+    base = factory.getbasetemp()
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cpp-program"
+    root.mkdir(exist_ok=True)
+    with (root / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another worker may be building it
+        if not (root / "done").exists():
+            _build(root, headers)
+            (root / "done").touch()
+    return root / "build"
+
+
+def _build(root: Path, headers: Path) -> None:
+    # A header of ONNX Runtime takes seconds to read: all sources as one, read once.
+    configured = [
+        f"-DORT_INCLUDE_DIR={headers}",
+        f"-DORT_LIBRARY={runtime_library(root)}",
+        "-DCMAKE_BUILD_TYPE=None",
+        "-DCMAKE_CXX_FLAGS=-O1 -Werror",
+        "-DCMAKE_UNITY_BUILD=ON",
+        "-DCMAKE_UNITY_BUILD_BATCH_SIZE=0",
+    ]
+    run("cmake", "-S", TEMPLATES, "-B", root / "build", *configured)
+    run("cmake", "--build", root / "build", "--parallel", "2")
+
+
+def run(*command: str | Path, **options: object) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload]
+    assert done.returncode == 0, f"{done.args}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
+    return done
