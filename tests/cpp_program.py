@@ -78,7 +78,11 @@ def _build(root: Path, headers: Path) -> None:
     run("cmake", "--build", root / "build", "--parallel", "2")
 
 
-def run(*command: str | Path, **options: object) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload]
-    assert done.returncode == 0, f"{done.args}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
+def run(
+    *command: str | Path, cwd: Path | None = None, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """What a command said, which must end well."""
+    parts = [str(part) for part in command]
+    done = subprocess.run(parts, capture_output=True, text=True, check=False, cwd=cwd, env=env)
+    assert done.returncode == 0, f"{parts}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
     return done

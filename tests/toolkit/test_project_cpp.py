@@ -20,7 +20,8 @@ import pytest
 from click.testing import CliRunner
 from cpp_program import TEMPLATES, native, require_compiler, run
 from onnx import numpy_helper
-from tiny_bundles import image_bundle, text_bundle
+from sklearn.datasets import load_digits
+from tiny_bundles import LABELS, image_bundle, image_weights, text_bundle
 from tiny_lm import language_bundle
 
 from toolkit.bundle.read import open_bundle
@@ -310,6 +311,51 @@ def test_the_graph_before_the_model_is_held_to_its_samples(program: Program, bun
     assert "preprocess skipped: needs onnxruntime-extensions" in done.stdout
 
 
+def _picture(path: Path, pixels: np.ndarray) -> Path:
+    """A binary PGM of uint8 [height, width]."""
+    height, width = pixels.shape
+    path.write_bytes(b"P5\n%d %d\n255\n" % (width, height) + pixels.tobytes())
+    return path
+
+
+def _pixel_graph() -> onnx.ModelProto:
+    """`image` uint8 [8, 8, 1] to `pixel_values` float32 [1, 1, 8, 8]."""
+    helper = onnx.helper
+    nodes = [
+        helper.make_node("Transpose", ["image"], ["planes"], perm=[2, 0, 1]),
+        helper.make_node("Cast", ["planes"], ["wide"], to=1),
+        helper.make_node("Unsqueeze", ["wide", "zero"], ["batched"]),
+        helper.make_node("Div", ["batched", "most"], ["pixel_values"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "pixels",
+        [helper.make_tensor_value_info("image", onnx.TensorProto.UINT8, ["height", "width", "channels"])],
+        [helper.make_tensor_value_info("pixel_values", onnx.TensorProto.FLOAT, [1, 1, 8, 8])],
+        [numpy_helper.from_array(np.array([0]), "zero"), numpy_helper.from_array(np.float32(255), "most")],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+def test_classes_of_a_picture(program: Program, bundle: Path, tmp_path: Path) -> None:
+    (bundle / "preprocess.onnx").write_bytes(_pixel_graph().SerializeToString())
+    rehash(bundle, "preprocess.onnx")
+    entry = {"graph": "preprocess.onnx", "exact": True}
+    edit(bundle, lambda manifest: manifest.update(preprocess=entry))
+    pixels = np.random.default_rng(5).integers(0, 256, (8, 8), np.uint8)
+    first, second = image_weights()
+    logits = np.maximum(pixels.reshape(64) / np.float32(255) @ first, 0) @ second
+    shares = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+    done = program("classify", bundle, _picture(tmp_path / "x.pgm", pixels))
+    assert done.returncode == 0, done.stderr
+    wanted = "  ".join(f"{LABELS[index]} {100 * shares[index]:.2f}%" for index in np.argsort(-shares)[:5])
+    assert done.stdout == f"{tmp_path / 'x.pgm'}: {wanted}\n"
+    absent = program("classify", bundle, tmp_path / "no.pgm")
+    assert absent.returncode == 1
+    assert "no.pgm: missing" in absent.stderr
+    assert "this bundle takes pictures, not texts" in program("generate", bundle, "a text").stderr
+
+
 def test_vit_digits_passes(program: Program, gated_digits: Path) -> None:
     (folder,) = (path.parent for path in (gated_digits / "bundles").glob("*/manifest.json"))
     done = program("selftest", folder)
@@ -317,10 +363,26 @@ def test_vit_digits_passes(program: Program, gated_digits: Path) -> None:
     assert re.search(r"output logits: SQNR \d\d\.\d dB, .*: pass", done.stdout)
 
 
-@pytest.mark.parametrize("last_logits", [False, True])
-def test_generation_takes_the_same_tokens_as_the_toolkit(program: Program, tmp_path: Path, last_logits: bool) -> None:
-    folder = language_bundle(tmp_path / "lm", last_logits=last_logits)
-    edit(folder, lambda manifest: manifest["target"].update(runtime="ort-cpu"))
+def test_vit_digits_reads_a_picture_as_the_toolkit_does(program: Program, gated_digits: Path, tmp_path: Path) -> None:
+    (folder,) = (path.parent for path in (gated_digits / "bundles").glob("*/manifest.json"))
+    preprocess = open_bundle(folder).manifest.preprocess
+    if preprocess is None or preprocess.graph is None:
+        pytest.skip("the bundle has no graph for pictures")
+    digit = load_digits().images[17]
+    path = _picture(tmp_path / "digit.pgm", np.repeat(np.repeat((digit * 15).astype(np.uint8), 5, 0), 5, 1))
+    said = CliRunner().invoke(main, ["run", str(folder), str(path), "--json"])
+    wanted = json.loads(said.stdout)["rows"][0]["labels"]
+    done = program("classify", folder, path)
+    assert done.returncode == 0, done.stderr
+    found = re.findall(r"(\d) (\d+\.\d\d)%", done.stdout.removeprefix(f"{path}: "))
+    assert [label for label, _ in found] == [entry["label"] for entry in wanted]
+    assert [float(share) / 100 for _, share in found] == pytest.approx(
+        [entry["probability"] for entry in wanted], abs=2e-3
+    )
+
+
+def test_generation_takes_the_same_tokens_as_the_toolkit(program: Program, tmp_path: Path) -> None:
+    folder = language_bundle(tmp_path / "lm")
     prompt = [40, 7, 99, 3, 12]
     np.savez(tmp_path / "tokens.npz", input_ids=np.array([prompt]), attention_mask=np.ones((1, 5), np.int64))
     arguments = [str(folder), str(tmp_path / "tokens.npz"), "--max-new-tokens", "24", "--json"]
