@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import fcntl
-import importlib.util
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
+import own_scripts
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -18,13 +17,7 @@ TEMPLATES = ROOT / "toolkit" / "projects" / "cpp" / "templates"
 
 def native(part: str) -> Path:
     """The folder of a part that scripts/fetch_native.py fetched; skips where it did not."""
-    spec = importlib.util.spec_from_file_location("fetch_native", ROOT / "scripts" / "fetch_native.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["fetch_native"] = module
-    spec.loader.exec_module(module)
-    folder: Path = module.default_folder() / part
+    folder: Path = own_scripts.load("fetch_native").default_folder() / part
     if not folder.is_dir():
         pytest.skip(f"{part} is not here: run python scripts/fetch_native.py {part}")
     return folder
