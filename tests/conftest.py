@@ -11,7 +11,6 @@ import own_scripts
 import pytest
 from cpp_program import built
 
-
 OWN_MODULE = """
 import torch
 from torch import nn
