@@ -12,7 +12,8 @@ const OPERATOR = [
   /Unsupported operator '?(?<name>\w+)/i,
 ];
 const GROUPED = 'GroupQueryAttention';
-const ELSE = 'Export the model with --target ort-cpu-fp32, whose graph is of standard operators.';
+const ELSE = 'Export the model with --target ort-cpu-fp32, a language model with ort-portable-fp32: standard operators.';
+const PORTABLE = 'Export the model with --target ort-portable-int4 (or -int8, -fp32), which asks for nothing that is new.';
 
 function operatorIn(message) {
   for (const pattern of OPERATOR) {
@@ -22,20 +23,13 @@ function operatorIn(message) {
   return null;
 }
 
-function advice(operator, version) {
-  if (operator !== GROUPED) return ELSE;
-  const release = version.split('.').slice(0, 2).join('.');
-  return `Export the model where ONNX Runtime ${release} is installed (pip install onnxruntime==${release}.*): its graph ` +
-    'then asks for nothing newer.';
-}
-
 function refusal(error, file, runtime) {
   const message = reasonOf(error);
   const operator = operatorIn(message);
   if (!operator) return new BrokenBundleError(`${file}: ${runtime.name} does not open it: ${message}`, { cause: error });
   const name = operator.domain ? `${operator.domain}.${operator.name}` : operator.name;
   return new UnsupportedError(
-    `${file}: ${runtime.name} ${runtime.version} does not run its operator ${name}. ${advice(operator.name, runtime.version)}`,
+    `${file}: ${runtime.name} ${runtime.version} does not run its operator ${name}. ${operator.name === GROUPED ? PORTABLE : ELSE}`,
     { cause: error },
   );
 }
