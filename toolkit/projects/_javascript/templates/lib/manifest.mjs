@@ -73,11 +73,10 @@ export function engineFile(manifest) {
   return (manifest.engine.files ?? []).find((file) => file.endsWith(ORT_FORMAT)) ?? manifest.graph;
 }
 
-/** Files with weights that lie beside a graph; it knows them by their names in its own folder. */
+/** The file with a graph's weights, which the graph knows by its name alone: `[{ file, name }]`, or none. */
 export function weightFiles(manifest, graph) {
-  const folder = graph.slice(0, graph.lastIndexOf('/') + 1);
-  const beside = Object.keys(manifest.files).filter((file) => file.startsWith(folder) && file.endsWith(WEIGHTS));
-  return beside.map((file) => ({ file, name: file.slice(folder.length) })).filter(({ name }) => !name.includes('/'));
+  const file = `${graph}${WEIGHTS}`;
+  return Object.hasOwn(manifest.files, file) ? [{ file, name: file.slice(file.lastIndexOf('/') + 1) }] : [];
 }
 
 function numbered(manifest, pattern) {
