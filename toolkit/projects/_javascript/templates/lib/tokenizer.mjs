@@ -51,7 +51,8 @@ export class TextTokenizer {
 
   /** Special tokens are left out. */
   decode(ids) {
-    return this.#tokenizer.decode(ids, { skip_special_tokens: true, clean_up_tokenization_spaces: false });
+    // The library refuses to decode nothing.
+    return ids.length === 0 ? '' : this.#tokenizer.decode(ids, { skip_special_tokens: true, clean_up_tokenization_spaces: false });
   }
 
   #one(text) {
