@@ -1,4 +1,4 @@
-"""ONNX Runtime 1.24 and newer wherever an app has it (Node, browsers, phones): language models in standard attention."""
+"""Language models for ONNX Runtime as apps have it (Node, browsers, phones): nothing that only the newest has."""
 
 from __future__ import annotations
 

@@ -59,11 +59,10 @@ def run_node(program, *arguments):
     return subprocess.run(command, cwd=program, capture_output=True, text=True, timeout=120, check=False)
 
 
-def values_of(program, source, folder):
-    """What a module in the program's folder prints as JSON."""
-    script = program / f"probe-{folder.name}.mjs"
-    script.write_text(source, encoding="utf-8")
-    done = run_node(program, script.name, folder)
+def values_of(program, module, folder):
+    """What a module beside this file prints as JSON of the folder, run in the program's."""
+    shutil.copy(Path(__file__).parent / module, program)
+    done = run_node(program, module, folder)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

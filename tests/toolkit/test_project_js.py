@@ -16,21 +16,17 @@ from js_programs import (
     pixels_bundle,
     run_node,
     signed,
-    values_of,
     word_tokenizer,
     words_bundle,
     written,
 )
-from onnx import TensorProto, helper, numpy_helper
-from tiny_bundles import image_bundle
+from onnx import helper, numpy_helper
+from tiny_bundles import image_bundle, image_weights
 
 from toolkit.bundle.read import open_bundle
 from toolkit.cli import main
-from toolkit.drift import metrics
-from toolkit.drift.padding import at_attended
 from toolkit.pipeline import export
 from toolkit.plan import Request, plan
-from toolkit.types import Dim, ModelSpec, TensorSpec
 
 pytestmark = pytest.mark.skipif(not NODE, reason="there is no node here")
 TARGETS = ("ort-cpu-fp32", "ort-cpu-int8")
@@ -70,7 +66,9 @@ def test_it_passes_on_a_sound_bundle_and_measures_what_the_toolkit_does(program,
     assert lines[0] == f"bundle vit-digits {target}, made by toolkit {manifest.toolkit}"
     assert lines[1] == f"files {len(manifest.files)} unchanged"
     assert re.fullmatch(r"runtime onnxruntime \d+\.\d+\.\d+ CPUExecutionProvider, onnxruntime-node on .*", lines[2])
-    output = re.fullmatch(r"output logits: SQNR (\S+) dB, cosine (\S+), relative L2 (\S+), max abs (\S+): pass", lines[3])
+    output = re.fullmatch(
+        r"output logits: SQNR (\S+) dB, cosine (\S+), relative L2 (\S+), max abs (\S+): pass", lines[3]
+    )
     worst = manifest.drift.worst["engine"]
     assert float(output[1]) == pytest.approx(worst.sqnr_db, abs=1.5)
     assert float(output[2]) == pytest.approx(worst.cosine, abs=1e-4)
@@ -159,7 +157,7 @@ SPOILT = {
     "unlisted": (_edit(lambda m: m["files"].pop("model.onnx")), "manifest.json: not listed in files: model.onnx"),
     "other type": (
         _edit(lambda m: m["inputs"][0].update(dtype="float16")),
-        r"input 'pixel_values' is float16 \[batch, 1, 8, 8\] in the manifest; the model takes float32 \[batch, 1, 8, 8\]",
+        r"input .pixel_values. is float16 \[batch, 1, 8, 8\] in the manifest; the model takes float32 .*",
     ),
     "other name": (
         _edit(lambda m: m["outputs"][0].update(name="scores")),
@@ -228,7 +226,10 @@ def test_graphs_before_and_after_the_model_are_held_to_their_samples(program, tm
     assert "preprocess 1 of 2 samples differ, which fails nothing: it is rounded" in done.stdout
     signed(other, lambda manifest: manifest["preprocess"].update(exact=True))
     done = run_node(program, "selftest.mjs", other)
-    assert (done.returncode, done.stderr) == (1, "preprocess: 'pixel_values' of sample 1 differs from the processor's\n")
+    assert (done.returncode, done.stderr) == (
+        1,
+        "preprocess: 'pixel_values' of sample 1 differs from the processor's\n",
+    )
 
 
 def test_the_tokenizer_in_javascript_is_held_to_the_original(program, tmp_path):
@@ -255,8 +256,6 @@ def test_the_examples_answer_what_the_toolkit_does(program, tmp_path):
     colour = np.repeat(picture[..., None], 3, axis=2)
     (tmp_path / "colour.ppm").write_bytes(b"P6 8 8 255\n" + colour.tobytes())
     done = run_node(program, "classify.mjs", bundle, tmp_path / "grey.pgm", tmp_path / "colour.ppm")
-    from tiny_bundles import image_weights
-
     first, second = image_weights()
     logits = np.maximum((picture.astype(np.float32) / 255).reshape(1, 64) @ first, 0) @ second
     shares = np.exp(logits[0]) / np.exp(logits[0]).sum()
@@ -278,132 +277,3 @@ def test_what_cannot_run_there_is_refused_when_the_program_is_written(tmp_path):
         assert result.exit_code == 4
         assert "its engine is engine.plan" in result.output
         assert not (tmp_path / language).exists()
-
-
-READ = """
-import { readFileSync, readdirSync } from 'node:fs';
-import { readable } from './lib/tensors.mjs';
-import { readTensor } from './lib/tensor_proto.mjs';
-const folder = process.argv[2];
-const shown = readdirSync(folder).map((file) => {
-  const { name, type, dims, data } = readTensor(readFileSync(`${folder}/${file}`), file);
-  return [name, [type, dims, Array.from(readable({ type, data }), String)]];
-});
-console.log(JSON.stringify(Object.fromEntries(shown)));
-"""
-
-
-def test_tensors_are_read_as_onnx_writes_them(program, tmp_path):
-    halves = np.arange(65536, dtype=np.uint16).view(np.float16)
-    arrays = {
-        "float32": np.array([[1.5, -0.0, 3e38]], np.float32), "float64": np.array(2.5), "float16": halves,
-        "int8": np.array([-128, 127], np.int8), "uint8": np.array([255], np.uint8), "bool": np.array([True, False]),
-        "int16": np.array([-5], np.int16), "uint16": np.array([65535], np.uint16), "int32": np.array([-7], np.int32),
-        "uint32": np.array([2**32 - 1], np.uint32), "int64": np.array([[-(2**63)], [2**53 + 1]]),
-        "uint64": np.array([2**64 - 1], np.uint64), "string": np.array(["", "ä😀"], object),
-        "empty": np.zeros((2, 0, 3), np.float32),
-    }  # fmt: skip
-    for name, array in arrays.items():
-        (tmp_path / f"{name}.pb").write_bytes(numpy_helper.from_array(array, name).SerializeToString())
-    for kind in ("FLOAT", "DOUBLE", "INT32", "INT64", "UINT64", "UINT8", "BOOL", "FLOAT16"):
-        tensor = helper.make_tensor(f"typed {kind}", getattr(TensorProto, kind), [3], [1, 0, 1])
-        assert not tensor.raw_data
-        (tmp_path / f"typed-{kind}.pb").write_bytes(tensor.SerializeToString())
-    found = values_of(program, READ, tmp_path)
-    for name, array in arrays.items():
-        kind, dims, values = found[name]
-        assert kind == {"string": "string", "empty": "float32"}.get(name, array.dtype.name)
-        assert dims == list(array.shape)
-        if name == "string":
-            assert values == array.tolist()
-        elif array.dtype.kind == "f":
-            read = np.array([float(each.replace("Infinity", "inf")) for each in values])
-            np.testing.assert_array_equal(read, array.astype(np.float64).ravel())
-        else:
-            assert [int(each) for each in values] == [int(each) for each in array.ravel()]
-    typed = [values for name, (_, _, values) in found.items() if name.startswith("typed")]
-    assert typed == [["1", "0", "1"]] * 8
-
-
-COMPARE = """
-import { readFileSync, readdirSync } from 'node:fs';
-import { compare } from './lib/comparison.mjs';
-import { paddedAt } from './lib/padding.mjs';
-import { runByRow } from './lib/rows.mjs';
-import { readTensor } from './lib/tensor_proto.mjs';
-const folder = process.argv[2];
-const tensors = Object.fromEntries(readdirSync(folder).filter((file) => file.endsWith('.pb'))
-  .map((file) => [file.slice(0, -3), readTensor(readFileSync(`${folder}/${file}`), file)]));
-const { pairs, padded, rows } = JSON.parse(readFileSync(`${folder}/cases.json`, 'utf-8'));
-const spelled = (drift) => [drift.sqnr, drift.cosine, drift.relativeL2, drift.maxAbs].map(String).concat(drift.defect);
-const compared = pairs.map(([one, other, mask]) => {
-  if (!mask) return spelled(compare(tensors[one], tensors[other]));
-  const [output] = padded.outputs;
-  return spelled(compare(tensors[one], tensors[other], paddedAt(output, tensors[one].dims, { attention_mask: tensors[mask] }, padded)));
-});
-const seen = [];
-const run = ({ ids }) => { seen.push(ids.dims.join()); return { hidden: ids, pooled: { type: 'int64', dims: [1, 1], data: ids.data.slice(0, 1) } }; };
-const { hidden, pooled } = await runByRow(run, { ids: tensors.ids }, rows.engine, rows.model);
-console.log(JSON.stringify({ compared, seen, rows: [hidden.dims, Array.from(hidden.data, String), pooled.dims, Array.from(pooled.data, String)] }));
-"""
-
-
-def _cases():
-    random = np.random.default_rng(3)
-    reference = random.standard_normal((2, 5, 7)).astype(np.float32)
-    noisy = reference + random.normal(0, 0.05, reference.shape).astype(np.float32)
-    broken = noisy.copy()
-    broken[0, 0, :3] = [np.nan, np.inf, -np.inf]
-    return {
-        "reference": reference, "noisy": noisy, "zeros": np.zeros_like(reference), "halves": noisy.astype(np.float16),
-        "broken": broken, "wider": np.zeros((2, 5, 8), np.float32), "longs": np.array([[2**60, -3]]),
-        "longs2": np.array([[2**60 + 4096, -1]]), "huge": np.full((2, 5, 7), 1e101),
-        "mask": np.array([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]]), "ids": np.arange(1, 7).reshape(2, 3),
-    }  # fmt: skip
-
-
-def test_drift_padding_and_rows_are_computed_as_the_toolkit_does(program, tmp_path):
-    arrays = _cases()
-    for name, array in arrays.items():
-        (tmp_path / f"{name}.pb").write_bytes(numpy_helper.from_array(array, name).SerializeToString())
-    names = [
-        ("reference", "noisy"), ("reference", "reference"), ("zeros", "noisy"), ("noisy", "zeros"),
-        ("zeros", "zeros"), ("reference", "halves"), ("longs", "longs2"),
-    ]  # fmt: skip
-    spec = ModelSpec(
-        name="m", family="f", kind="encoder", task="t", source="s", architecture="a", dims={"b": Dim(1, 2, 2)},
-        inputs=(TensorSpec("attention_mask", "int64", ("b", "total")), TensorSpec("input_ids", "int64", ("b", "s"))),
-        outputs=(TensorSpec("hidden", "float32", ("b", "s", 7)),),
-    )  # fmt: skip
-    as_json = {
-        word: [{"name": each.name, "dtype": each.dtype, "shape": each.shape} for each in getattr(spec, word)]
-        for word in ("inputs", "outputs")
-    }
-    model = {
-        "inputs": [{"name": "ids", "shape": ["b", "s"]}],
-        "outputs": [{"name": "hidden", "shape": ["b", "s"]}, {"name": "pooled", "shape": ["b", 1]}],
-    }
-    engine = [{"name": "ids", "dtype": "int64", "shape": [1, 5]}]
-    bad = [("reference", "broken", None), ("reference", "wider", None), ("reference", "huge", None)]
-    pairs = [(*pair, None) for pair in names] + [("reference", "noisy", "mask"), ("reference", "broken", "mask"), *bad]
-    cases = {"pairs": pairs, "padded": as_json, "rows": {"engine": engine, "model": model}}
-    (tmp_path / "cases.json").write_text(json.dumps(cases), encoding="utf-8")
-    found = values_of(program, COMPARE, tmp_path)
-    kept = [
-        at_attended([{"hidden": arrays[name]}], [{"attention_mask": arrays["mask"]}], spec)[0]["hidden"]
-        for name in ("reference", "noisy")
-    ]
-    expected = [metrics.moments(arrays[one], arrays[other]) for one, other in names] + [metrics.moments(*kept)]
-    for want, (*have, defect) in zip(expected, found["compared"], strict=False):
-        numbers = [float(each.replace("Infinity", "inf")) for each in have]
-        assert numbers == pytest.approx([want.sqnr_db, want.cosine, want.relative_l2, want.peak], rel=1e-9)
-        assert defect == ""
-    assert not np.array_equal(kept[0], arrays["reference"])
-    assert [each[-1] for each in found["compared"][len(expected) :]] == [
-        "has 3 values that are NaN, infinite or above 1e100",
-        "has 3 values that are NaN, infinite or above 1e100",
-        "has shape [2, 5, 8], the reference has [2, 5, 7]",
-        "has 70 values that are NaN, infinite or above 1e100",
-    ]
-    assert found["seen"] == ["1,5", "1,5"]
-    assert found["rows"] == [[2, 3], ["1", "2", "3", "4", "5", "6"], [2, 1], ["1", "4"]]

@@ -1,4 +1,4 @@
-"""A web page: onnxruntime-web on WebAssembly, no bundler, no CDN; self-test, classes of a picture, likeness of texts."""
+"""A web page: onnxruntime-web on WebAssembly, no bundler, no CDN; self-test, classes of a picture, texts compared."""
 
 from __future__ import annotations
 
