@@ -9,6 +9,7 @@ import shutil
 import numpy as np
 import onnx
 import pytest
+import torch
 from click.testing import CliRunner
 from js_programs import (
     NODE,
@@ -16,6 +17,7 @@ from js_programs import (
     pixels_bundle,
     run_node,
     signed,
+    values_of,
     word_tokenizer,
     words_bundle,
     written,
@@ -23,6 +25,7 @@ from js_programs import (
 from onnx import helper, numpy_helper
 from tiny_bundles import image_bundle, image_weights
 
+from runtimes.ort_portable import RUNTIME
 from toolkit.bundle.read import open_bundle
 from toolkit.cli import main
 from toolkit.pipeline import export
@@ -277,3 +280,42 @@ def test_what_cannot_run_there_is_refused_when_the_program_is_written(tmp_path):
         assert result.exit_code == 4
         assert "its engine is engine.plan" in result.output
         assert not (tmp_path / language).exists()
+
+
+@pytest.mark.heavy
+def test_trained_embeddings_pass_and_are_near_for_near_texts(program, minilm_folder, tmp_path):
+    (bundle,) = export(plan(Request(str(minilm_folder), ["ort-cpu-int8"], tmp_path / "out", dims={})))
+    done = run_node(program, "selftest.mjs", bundle)
+    assert done.returncode == 0, done.stderr
+    said = run_node(
+        program, "embed.mjs", bundle, "A cat sat on the mat", "a kitten rests on a rug", "stock prices fell"
+    )
+    same, near, far = (float(line.split()[0]) for line in said.stdout.splitlines())
+    assert (same, near > 0.5, far < 0.3) == (1.0, True, True)
+
+
+@pytest.mark.heavy
+def test_a_language_model_passes_and_generates_what_it_does_in_python(program, tmp_path):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = AutoConfig.for_model("llama", vocab_size=300, intermediate_size=128, **sizes)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
+    (bundle,) = export(plan(Request(str(tmp_path / "model"), ["ort-portable-fp32"], tmp_path / "out", dims={})))
+    done = run_node(program, "selftest.mjs", bundle)
+    assert done.returncode == 0, done.stderr
+    assert len([line for line in done.stdout.splitlines() if line.endswith(": pass")]) == 5
+    session, tokens = RUNTIME.session(bundle, {"graph": "model.onnx"}), [5, 250, 17]
+    expected = []
+    for _ in range(6):
+        whole = np.array([[*tokens, *expected]], np.int64)
+        empty = {
+            f"past_key_values.{i}.{part}": np.zeros((1, 2, 0, 16), np.float32)
+            for i in (0, 1)
+            for part in ("key", "value")
+        }
+        feeds = {"input_ids": whole, "attention_mask": np.ones_like(whole), "position_ids": np.arange(whole.size)[None]}
+        expected.append(int(session.run(feeds | empty)["logits"][0, -1].argmax()))
+    session.close()
+    assert values_of(program, "js_decoder.mjs", bundle) == expected
