@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 
 from toolkit.errors import MissingDependencyError, UnsupportedError, UsageError
 
-__all__ = ["image_size", "images", "in_mode", "longest", "open_image", "texts", "token_ids"]
+__all__ = ["image_size", "images", "in_mode", "longest", "open_image", "prepared", "texts", "token_ids"]
 
 _HALF = (0.5, 0.5, 0.5)
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -118,14 +118,19 @@ def texts(
     Truncated to `max_length` and to what the tokenizer's configuration allows; padded to the longest.
     Raises UsageError when there is no tokenizer or it lacks what an input needs.
     """
-    tokenizer, settings = _tokenizer(assets)
-    _prepare(tokenizer, settings, longest(settings, max_length))
-    encodings = tokenizer.encode_batch(list(values))
+    encodings = prepared(assets, max_length).encode_batch(list(values))
     columns = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
     unknown = [name for name in names if name not in columns]
     if unknown:
         raise UsageError(f"a tokenizer gives no {', '.join(unknown)}", hint="Give the tensors as an .npz file instead.")
     return {name: np.array([getattr(item, columns[name]) for item in encodings], dtype=np.int64) for name in names}
+
+
+def prepared(assets: Path | None, max_length: int | None) -> Any:
+    """The tokenizer in `assets`, set up to truncate and pad as `texts` says. Raises UsageError without one."""
+    tokenizer, settings = _tokenizer(assets)
+    _prepare(tokenizer, settings, longest(settings, max_length))
+    return tokenizer
 
 
 def token_ids(values: Sequence[str], assets: Path | None) -> list[list[int]]:
