@@ -52,8 +52,7 @@ def require_graph(bundle: Bundle, program: str, hint: str) -> None:
     if not any(file.endswith(GRAPHS) for file in engine.files):
         held = ", ".join(engine.files[:3]) or f"its graph alone: {engine.reason}"
         raise UnsupportedError(
-            f"{program} does not run {target.runtime}-{target.scheme} of {bundle.folder}: its engine is {held}",
-            hint=hint,
+            f"{bundle.folder}: {program} does not run {target.runtime}-{target.scheme}: its engine is {held}", hint=hint
         )
 
 
