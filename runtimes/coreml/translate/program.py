@@ -77,7 +77,11 @@ class _Interface:
             if is_past(name):
                 scope.states[name] = function.inputs[state_name(name)]
                 continue
-            scope.bind(value, _as_declared(scope, value, function.inputs[name]))
+            var = function.inputs[name]
+            for axis, dim in enumerate(value.shape or ()):
+                if isinstance(dim, ir.SymbolicDim):
+                    scope.measure(str(dim.value), var, axis)
+            scope.bind(value, _as_declared(scope, value, var))
 
 
 def state_name(past: str) -> str:
