@@ -10,7 +10,7 @@ import pytest
 
 ct = pytest.importorskip("coremltools", reason="coremltools is not installed")
 
-from coremltools.converters.mil import Builder as mb  # noqa: E402
+from coremltools.converters.mil import Builder as mb  # noqa: E402, N813 - its own documentation's name
 from coremltools.converters.mil.mil import types  # noqa: E402
 
 __all__ = ["ct", "mb", "save", "types"]
