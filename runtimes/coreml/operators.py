@@ -213,13 +213,14 @@ def quantize(input: Tensor, scale: Tensor, output_dtype: str, zero_point: Any = 
     by, zero = (_along(each, input, axis) for each in (scale, zero_point))
     low, high = {"int8": (-128, 127), "uint8": (0, 255)}[output_dtype]
     steps: Tensor = torch.round(input / by) + (0 if zero is None else zero)
-    return steps.clamp(low, high)
+    return torch.clamp(steps, low, high)
 
 
 def dequantize(input: Tensor, scale: Tensor, zero_point: Any = None, axis: Any = None) -> Tensor:
     """(integers - zero point) · scale."""
     by, zero = (_along(each, input, axis) for each in (scale, zero_point))
-    return (input.float() - (0.0 if zero is None else zero.float())) * by
+    shifted = input.float() - (0.0 if zero is None else zero.float())
+    return torch.mul(shifted, by)
 
 
 def _along(value: Tensor | None, like: Tensor, axis: Any) -> Any:
