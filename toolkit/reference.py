@@ -83,7 +83,7 @@ class Reference:
         """How far what ships is: the engine where it runs here, else the very graph that it was compiled from."""
         from toolkit.bundle.write import engine_mapping
 
-        path, gate, spec = engine.graph.path, plan.scheme_gate(target.scheme), plan.spec
+        path, gate, spec = engine.graph.path, plan.target_gate(target), plan.spec
         executed = engine.status == "executed"
         runtime = plugins.runtime(target.runtime)
         entry = engine_mapping(engine)
