@@ -92,10 +92,7 @@ def _quantize(node: Node) -> Var:
 
 
 def _dequantize(node: Node) -> Var:
-    """Of activations; a weight never comes here, nor does one that Core ML decompresses itself."""
-    weight = stored_of(node.node.outputs[0])
-    if weight is not None:
-        return node.scope.weight(weight, node.dtype)
+    """Of activations: a weight is no node of the program's."""
     scale, zero = node.array(1), node.array(2)
     if scale is None or node.integer("block_size", 0):
         raise node.refusal("its scale is computed, or one for a block")

@@ -34,8 +34,10 @@ def translate(model: ir.Model, dims: Mapping[str, Dim]) -> Any:
     program, scope = ct.converters.mil.mil.Program(), Scope()
     with ct.converters.mil.mil.Function(interface.placeholders, opset_version=TARGET) as function:
         interface.feed(function, scope)
+        needed = _needed(model.graph)
         for node in model.graph:
-            _append(Node(node, scope))
+            if node in needed:
+                _append(Node(node, scope))
         function.set_outputs(
             [_answer(scope, value) for value in model.graph.outputs if not is_present(str(value.name))]
         )
@@ -129,10 +131,21 @@ def _as_declared(scope: Scope, value: ir.Value, var: Var) -> Var:
     return mb.cast(x=var, dtype=kind, name=scope.unused_name(f"{value.name}_{kind}"))
 
 
+def _needed(graph: ir.Graph) -> set[ir.Node]:
+    """The nodes that compute what is answered, without those that are but how a weight is stored."""
+    found: set[ir.Node] = set()
+    waiting = list(graph.outputs)
+    while waiting:
+        value = waiting.pop()
+        node = value.producer()
+        if node is not None and node not in found and stored_of(value) is None:
+            found.add(node)
+            waiting += [each for each in node.inputs if each is not None]
+    return found
+
+
 def _append(node: Node) -> None:
-    """Translate one node, unless it is part of how a weight is stored."""
-    if stored_of(node.node.outputs[0]) is not None:
-        return
+    """Translate one node and bind what it answers."""
     operator = OPERATORS.get(node.node.op_type) if not node.node.domain else None
     if operator is None:
         raise node.refusal("no operator of this name is known here")

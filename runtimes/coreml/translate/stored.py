@@ -1,8 +1,7 @@
-"""Weights as they lie in the file: plain, in integers with scales, or as indices of a lookup table."""
+"""Weights as they lie in the file: plain, in integers with scales, or as indices of lookup tables."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from quantize.nodes import constant
 from runtimes.coreml.translate.mil import NUMPY, Var, held, mb, types
+from runtimes.coreml.translate.palettes import palette_of
 
 __all__ = ["Stored", "stored_of"]
 
@@ -94,11 +94,13 @@ class Stored:
         )
 
     def _looked_up(self, node: ir.Node, dtype: str, name: str) -> Var:
-        """table[indices]: one table for all, of 2^bits numbers."""
-        table, indices = _numbers(node.inputs[0]), _numbers(_indices(node))
-        lut: NDArray[Any] = table.astype(NUMPY[dtype]).reshape(*[1] * self.rank, table.size, 1)
-        packed = _INDICES[int(math.log2(table.size))]
-        return mb.constexpr_lut_to_dense(indices=self._turned(indices).astype(packed), lut=lut, name=name)
+        """tables[group of the channel][indices]."""
+        palette = palette_of(node)
+        if palette is None:
+            raise ValueError(f"{self.name} is no palettized weight")
+        lut: NDArray[Any] = palette.tables.transpose(*self.perm, self.rank, self.rank + 1).astype(NUMPY[dtype])
+        indices = self._turned(_plain_integers(palette.indices)).astype(_INDICES[palette.bits])
+        return mb.constexpr_lut_to_dense(indices=indices, lut=np.ascontiguousarray(lut), name=name)
 
     def _turned(self, array: NDArray[Any]) -> NDArray[Any]:
         return np.ascontiguousarray(array.transpose(self.perm)) if self.perm != tuple(range(array.ndim)) else array
@@ -130,7 +132,8 @@ def _held_in(node: ir.Node) -> ir.TensorProtocol | None:
     """The integers or indices that a node makes a weight of; None where it makes none."""
     if node.op_type == "DequantizeLinear" and _scales_are_known(node):
         return constant(node.inputs[0])
-    return constant(_indices(node)) if node.op_type == "Gather" and _is_palettized(node) else None
+    palette = palette_of(node) if node.op_type == "Gather" else None
+    return None if palette is None else palette.indices
 
 
 def _plain(value: ir.Value, rank: int) -> Stored:
@@ -143,21 +146,6 @@ def _perm(attribute: ir.Attr | None, rank: int) -> tuple[int, ...]:
 
 def _scales_are_known(node: ir.Node) -> bool:
     return all(value is None or constant(value) is not None for value in node.inputs[1:])
-
-
-def _is_palettized(node: ir.Node) -> bool:
-    """A table of one axis read by constant indices: `Gather(table [2^bits], Cast(indices))`."""
-    table, indices = constant(node.inputs[0]), constant(_indices(node))
-    if table is None or indices is None or len(table.shape) != 1 or not len(indices.shape):
-        return False
-    narrow = indices.dtype in (ir.DataType.UINT4, ir.DataType.UINT8)
-    return narrow and int(math.log2(table.size)) in _INDICES and table.size & (table.size - 1) == 0
-
-
-def _indices(node: ir.Node) -> ir.Value | None:
-    value = node.inputs[1]
-    cast = value.producer() if value is not None else None
-    return cast.inputs[0] if cast is not None and cast.op_type == "Cast" else value
 
 
 def _is_float(stored: Stored) -> bool:
@@ -179,13 +167,14 @@ def _numbers(value: ir.Value | None) -> NDArray[Any]:
     tensor = constant(value)
     if tensor is None:
         raise ValueError("a stored weight has no tensor")
-    array = tensor.numpy()
-    # int4 arrives in a number type of ml_dtypes, which numpy does little with.
-    return array.astype(np.int8) if tensor.dtype == ir.DataType.INT4 else _wide(array, tensor.dtype)
+    return _plain_integers(tensor)
 
 
-def _wide(array: NDArray[Any], dtype: ir.DataType) -> NDArray[Any]:
-    return array.astype(np.uint8) if dtype == ir.DataType.UINT4 else np.asarray(array)
+def _plain_integers(tensor: ir.TensorProtocol) -> NDArray[Any]:
+    """The numbers; those of 4 bits in 8, for numpy does little with the types of ml_dtypes."""
+    wide = {ir.DataType.INT4: np.int8, ir.DataType.UINT4: np.uint8}.get(tensor.dtype)
+    array: NDArray[Any] = np.asarray(tensor.numpy())
+    return array if wide is None else array.astype(wide)
 
 
 def _over_axes(array: NDArray[Any], rank: int, axis: int, block: int) -> NDArray[Any]:
