@@ -216,13 +216,19 @@ def _gather(node: Node) -> Var:
 
 
 def _gather_elements(node: Node) -> Var:
-    return node.emit(
-        "gather_along_axis",
-        x=node.input(0),
-        indices=node.input(1),
-        axis=node.integer("axis", 0),
-        validate_indices=False,
-    )
+    """In ONNX the indices may be shorter along the other axes; MIL wants both equally long."""
+    x, indices = node.input(0), node.input(1)
+    axis = node.integer("axis", 0) % len(x.shape)
+    ends = sizes_of(indices)
+    shorter = [
+        place != axis and None not in (size, ends[place]) and size != ends[place]
+        for place, size in enumerate(sizes_of(x))
+    ]
+    if any(shorter):
+        end = [int(size or 0) if cut else 0 for size, cut in zip(ends, shorter, strict=True)]
+        whole = [not cut for cut in shorter]
+        x = node.emit("slice_by_index", x=x, begin=[0] * len(end), end=end, end_mask=whole)
+    return node.emit("gather_along_axis", x=x, indices=indices, axis=axis, validate_indices=False)
 
 
 def _range(node: Node) -> Var:
