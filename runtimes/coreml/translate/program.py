@@ -11,7 +11,7 @@ import onnx_ir as ir
 from quantize.nodes import module_path
 from runtimes.coreml.translate.mil import TARGET, Var, ct, dtype_name, mb, types
 from runtimes.coreml.translate.operators import OPERATORS
-from runtimes.coreml.translate.stored import stored_of
+from runtimes.coreml.translate.stored import is_stored
 from runtimes.coreml.translate.values import Node, Scope
 from toolkit.cache_names import is_past, is_present
 from toolkit.errors import StageError, ToolkitError, UnsupportedError
@@ -127,7 +127,7 @@ def _as_declared(scope: Scope, value: ir.Value, var: Var) -> Var:
 
 def _append(node: Node) -> None:
     """Translate one node, unless it is part of how a weight is stored."""
-    if stored_of(node.node.outputs[0]) is not None:
+    if is_stored(node.node):
         return
     operator = OPERATORS.get(node.node.op_type) if not node.node.domain else None
     if operator is None:

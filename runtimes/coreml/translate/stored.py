@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from quantize.nodes import constant
 from runtimes.coreml.translate.mil import NUMPY, Var, held, mb, types
 
-__all__ = ["Stored", "stored_of"]
+__all__ = ["Stored", "is_stored", "stored_of"]
 
 _PACKED = {
     ir.DataType.INT4: types.np_int4_dtype,
@@ -94,14 +94,17 @@ class Stored:
         )
 
     def _looked_up(self, node: ir.Node, dtype: str, name: str) -> Var:
-        """table[indices]: one table for all, of 2^bits numbers."""
-        table, indices = _numbers(node.inputs[0]), _numbers(_indices(node))
-        lut: NDArray[Any] = table.astype(NUMPY[dtype]).reshape(*[1] * self.rank, table.size, 1)
-        packed = _INDICES[int(math.log2(table.size))]
+        """table[indices]: one table for all or for each group of channels, of 2^bits numbers."""
+        tables: NDArray[Any] = _numbers(node.inputs[0]).astype(NUMPY[dtype])
+        indices = _numbers(_indices(node))
+        lut = self._turned(tables.reshape(*_groups(node, self.rank), -1, 1))
+        packed = _INDICES[int(math.log2(lut.shape[-2]))]
         return mb.constexpr_lut_to_dense(indices=self._turned(indices).astype(packed), lut=lut, name=name)
 
     def _turned(self, array: NDArray[Any]) -> NDArray[Any]:
-        return np.ascontiguousarray(array.transpose(self.perm)) if self.perm != tuple(range(array.ndim)) else array
+        """The array with its first axes in the order in which the weight's are read."""
+        rest = range(self.rank, array.ndim)
+        return np.ascontiguousarray(array.transpose(*self.perm, *rest))
 
 
 def stored_of(value: ir.Value | None) -> Stored | None:
@@ -126,6 +129,15 @@ def stored_of(value: ir.Value | None) -> Stored | None:
     return None
 
 
+def is_stored(node: ir.Node) -> bool:
+    """Whether a node only says how a weight is stored: it makes one, or indices that nothing but a table is read by."""
+    if stored_of(node.outputs[0]) is not None:
+        return True
+    readers = [use.node for use in node.outputs[0].uses()]
+    found = [reader for reader in readers if node.op_type in ("Cast", "Add")]
+    return bool(found) and all(_held_in(reader) is not None or is_stored(reader) for reader in found)
+
+
 def _held_in(node: ir.Node) -> ir.TensorProtocol | None:
     """The integers or indices that a node makes a weight of; None where it makes none."""
     if node.op_type == "DequantizeLinear" and _scales_are_known(node):
@@ -146,17 +158,29 @@ def _scales_are_known(node: ir.Node) -> bool:
 
 
 def _is_palettized(node: ir.Node) -> bool:
-    """A table of one axis read by constant indices: `Gather(table [2^bits], Cast(indices))`."""
+    """A table of one axis read by constant indices, in the form of `quantize.palette_nodes`."""
     table, indices = constant(node.inputs[0]), constant(_indices(node))
     if table is None or indices is None or len(table.shape) != 1 or not len(indices.shape):
         return False
     narrow = indices.dtype in (ir.DataType.UINT4, ir.DataType.UINT8)
-    return narrow and int(math.log2(table.size)) in _INDICES and table.size & (table.size - 1) == 0
+    entries = table.size // math.prod(_groups(node, len(indices.shape)))
+    return narrow and int(math.log2(entries)) in _INDICES and entries & (entries - 1) == 0
+
+
+def _groups(node: ir.Node, rank: int) -> list[int]:
+    """How many tables lie behind one another for each axis of the weight: as `base` of an Add has different starts."""
+    add = node.inputs[1].producer() if node.inputs[1] is not None else None
+    if add is None or add.op_type != "Add":
+        return [1] * rank
+    base = _numbers(add.inputs[1])
+    return [len(np.unique(base)) if size > 1 else 1 for size in base.shape]
 
 
 def _indices(node: ir.Node) -> ir.Value | None:
     value = node.inputs[1]
     cast = value.producer() if value is not None else None
+    if cast is not None and cast.op_type == "Add" and constant(cast.inputs[1]) is not None:
+        cast = cast.inputs[0].producer() if cast.inputs[0] is not None else None
     return cast.inputs[0] if cast is not None and cast.op_type == "Cast" else value
 
 
