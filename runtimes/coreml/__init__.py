@@ -59,20 +59,61 @@ class CoreML:
 
     def build(self, graph: LoweredGraph, options: TargetOptions = DEFAULT_OPTIONS) -> Engine:
         """Write the package beside the graph. Raises MissingDependencyError without coremltools, else as the build."""
-        version, why = _coremltools()
-        if not version:
-            raise MissingDependencyError(f"a Core ML package needs coremltools: {why}", hint=_INSTALL)
+        _require_coremltools()
         from runtimes.coreml.engine import build_engine
 
         return build_engine(graph)
 
     def session(self, folder: Path, engine: Mapping[str, Any]) -> Session:
         """Open the package with Core ML itself. Raises UnsupportedError where that is not."""
-        raise UnsupportedError(f"{_ELSEWHERE}; this is {platform.system()}")
+        _require_mac()
+        from runtimes.coreml.model import Native, package_of
+        from runtimes.coreml.session import inputs_of, open_session
+
+        return open_session(Native(package_of(folder, engine)), inputs_of(engine))
 
     def decoder(self, folder: Path, engine: Mapping[str, Any], spec: DecoderSpec, *, limit: int, rows: int) -> Decoder:
         """Open a language model with its states; raises as `session` does."""
-        raise UnsupportedError(f"{_ELSEWHERE}; this is {platform.system()}")
+        _require_mac()
+        from runtimes.coreml.model import Native, package_of
+        from runtimes.coreml.session import CoreMLDecoder, inputs_of
+
+        return CoreMLDecoder(Native(package_of(folder, engine)), inputs_of(engine), spec, limit=limit, rows=rows)
+
+    def interpret(self, folder: Path, engine: Mapping[str, Any]) -> Session:
+        """The saved package, read back and run in torch; see `runtimes.coreml.interpreter` for what that proves.
+
+        Raises UnsupportedError that names an operator which is not understood, StageError for a broken package,
+        MissingDependencyError without coremltools, whose format it is.
+        """
+        _require_coremltools()
+        from runtimes.coreml.model import Interpreted, package_of
+        from runtimes.coreml.session import inputs_of, open_session
+
+        return open_session(Interpreted(package_of(folder, engine)), inputs_of(engine))
+
+    def interpret_decoder(
+        self, folder: Path, engine: Mapping[str, Any], spec: DecoderSpec, *, limit: int, rows: int
+    ) -> Decoder:
+        """A language model's package with its states; raises as `interpret` does."""
+        _require_coremltools()
+        from runtimes.coreml.model import Interpreted, package_of
+        from runtimes.coreml.session import CoreMLDecoder, inputs_of
+
+        return CoreMLDecoder(Interpreted(package_of(folder, engine)), inputs_of(engine), spec, limit=limit, rows=rows)
+
+
+def _require_mac() -> None:
+    if platform.system() != "Darwin":
+        raise UnsupportedError(
+            f"{_ELSEWHERE}; this is {platform.system()}", hint="The bundle's selftest.swift runs it on a device."
+        )
+
+
+def _require_coremltools() -> None:
+    version, why = _coremltools()
+    if not version:
+        raise MissingDependencyError(f"a Core ML package needs coremltools: {why}", hint=_INSTALL)
 
 
 def _coremltools() -> tuple[str, str]:

@@ -15,9 +15,9 @@ from toolkit.cache_names import is_past, present_of
 from toolkit.errors import UsageError
 from toolkit.generation.rows import Rows
 from toolkit.generation.static_cache import buffer_feeds, growing, has_static_cache
-from toolkit.types import Decoder, DecoderSpec, Session, Tensors, TensorSpec
+from toolkit.types import DecoderSpec, Session, Tensors, TensorSpec
 
-__all__ = ["CoreMLDecoder", "CoreMLSession", "StatefulSession", "coreml_name", "open_decoder", "open_session"]
+__all__ = ["CoreMLDecoder", "CoreMLSession", "StatefulSession", "coreml_name", "inputs_of", "open_session"]
 
 _LENGTH_AXIS = 2
 _ACCEPTED = {
@@ -36,9 +36,10 @@ def open_session(model: Model, inputs: Sequence[TensorSpec]) -> Session:
     return growing(StatefulSession(model, inputs)) if has_static_cache(inputs) else CoreMLSession(model)
 
 
-def open_decoder(model: Model, inputs: Sequence[TensorSpec], spec: DecoderSpec, *, limit: int, rows: int) -> Decoder:
-    """A language model with its states. Raises UsageError for more positions than those hold."""
-    return CoreMLDecoder(model, inputs, spec, limit=limit, rows=rows)
+def inputs_of(engine: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
+    """What the graph takes that the package was made of, by the engine's entry in a manifest."""
+    given = engine.get("details", {}).get("graph_inputs", ())
+    return tuple(TensorSpec(each["name"], each["dtype"], tuple(each["shape"])) for each in given)
 
 
 def coreml_name(name: str) -> str:

@@ -119,8 +119,8 @@ CASES: Mapping[str, str] = {
     "Range": "zero = Constant <value: tensor = int64 {0}> () one = Constant <value: tensor = int64 {1}> () "
     f"n = Shape <start: int = 1, end: int = 2> (x) axes = Constant {INTS}[1] {{0}}> () end = Squeeze (n, axes) "
     "a = Range (zero, end, one) out = Cast <to: int = 1> (a)",
-    "ConstantOfShape": "n = Shape (ids) a = ConstantOfShape <value: tensor = float[1] {3}> (n) b = Cast <to: int = 1> (ids) "
-    "out = Add (a, b)",
+    "ConstantOfShape": "n = Shape (ids) a = ConstantOfShape <value: tensor = float[1] {3}> (n) "
+    "b = Cast <to: int = 1> (ids) out = Add (a, b)",
     "Pad": f"pads = Constant {INTS}[6] {{0, 1, 2, 0, 3, 0}}> () fill = Constant <value: tensor = float {{7}}> () "
     "out = Pad (x, pads, fill)",
     "Trilu": "out = Trilu (x)",
@@ -141,8 +141,8 @@ CASES: Mapping[str, str] = {
     "RotaryEmbedding": "cos = Cos (angles) sin = Sin (angles) "
     "out = RotaryEmbedding <rotary_embedding_dim: int = 6> (heads, cos, sin)",
     "Attention": "out = Attention (heads, heads, heads)",
-    "QuantizeLinear": "scale = Constant <value: tensor = float {0.05}> () zero = Constant <value: tensor = int8 {3}> () "
-    "a = QuantizeLinear (x, scale, zero) out = DequantizeLinear (a, scale, zero)",
+    "QuantizeLinear": "scale = Constant <value: tensor = float {0.05}> () "
+    "zero = Constant <value: tensor = int8 {3}> () a = QuantizeLinear (x, scale, zero) out = DequantizeLinear (a, scale, zero)",
 }  # fmt: skip
 ELSEWHERE = {"Cast", "TensorScatter", "DequantizeLinear", "Constant"}
 """In many cases here, or with a cache in test_coreml_lower.py."""
