@@ -54,7 +54,7 @@ def lower_model(
     steps = [
         *sign_quantization(model),
         *fold_biases(model),
-        *(half_beside_weights(model, samples) if scheme != "fp16" else []),
+        *(half_beside_weights(model, samples, f"{scheme} weights") if scheme != "fp16" else []),
         *lower_attention(model, cache_length),
         *inline_functions(model),
     ]

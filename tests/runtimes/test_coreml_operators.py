@@ -142,7 +142,8 @@ CASES: Mapping[str, str] = {
     "out = RotaryEmbedding <rotary_embedding_dim: int = 6> (heads, cos, sin)",
     "Attention": "out = Attention (heads, heads, heads)",
     "QuantizeLinear": "scale = Constant <value: tensor = float {0.05}> () "
-    "zero = Constant <value: tensor = int8 {3}> () a = QuantizeLinear (x, scale, zero) out = DequantizeLinear (a, scale, zero)",
+    "zero = Constant <value: tensor = int8 {3}> () "
+    "a = QuantizeLinear (x, scale, zero) out = DequantizeLinear (a, scale, zero)",
 }  # fmt: skip
 ELSEWHERE = {"Cast", "TensorScatter", "DequantizeLinear", "Constant"}
 """In many cases here, or with a cache in test_coreml_lower.py."""

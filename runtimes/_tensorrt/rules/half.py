@@ -34,8 +34,8 @@ def half_elsewhere(model: ir.Model, samples: Samples | None = None) -> list[Step
     return half_beside_weights(model, samples) if any(_is_quantized(node) for node in model.graph) else []
 
 
-def half_beside_weights(model: ir.Model, samples: Samples | None = None) -> list[Step]:
-    """The same for any graph in fp32, however its weights are stored."""
+def half_beside_weights(model: ir.Model, samples: Samples | None = None, beside: str = "int8") -> list[Step]:
+    """The same for any graph in fp32, however its weights are stored; `beside` is what the log calls them."""
     _infer_dtypes(model)
     given = samples() if samples is not None and _runs_on_cpu(model.graph) else None
     plan = plan_half(model, given, bounds_of(model.graph))
@@ -43,7 +43,7 @@ def half_beside_weights(model: ir.Model, samples: Samples | None = None) -> list
     casts = cast_graph(model, decisions)
     scales = _retype_scales(model)
     return [
-        Step("lower", "nodes beside int8 in fp16", sum(each.half for each in decisions.values()), plan.basis),
+        Step("lower", f"nodes beside {beside} in fp16", sum(each.half for each in decisions.values()), plan.basis),
         Step("lower", "scales in fp16", scales, "the dtype of the tensor beside them"),
         Step("lower", "Cast nodes added", casts),
         *kept_steps("lower", decisions),
