@@ -15,6 +15,7 @@ from exporters.fused_attention import FusedAttention, attention_nodes, read, rem
 from runtimes._tensorrt.nodes import Writer, static_dim, take_over
 from runtimes._tensorrt.rules.masks import Mask, Masks
 from runtimes._tensorrt.rules.static_cache import StaticCache
+from toolkit.cache_names import ATTENTION_MASK
 from toolkit.errors import UnsupportedError
 from toolkit.types import Step
 
@@ -29,7 +30,8 @@ def lower_attention(model: ir.Model, cache_length: int | None = None) -> list[St
 
     Core ML scales by 1/sqrt(D), wants as many heads of keys as of queries, and knows no causality, window or slopes:
     queries are scaled, heads repeated, and one additive mask says all the rest. What has a softcap is written as matrix
-    products. With `cache_length` the cache is a buffer of so many positions, which Core ML keeps as states.
+    products. With `cache_length` the cache is a buffer of so many positions, which Core ML keeps as states, and what is
+    attended to of it ends where `attention_mask` does.
     Raises UnsupportedError below opset 23, and for heads or head sizes that are not fixed.
     """
     nodes = attention_nodes(model)
@@ -41,8 +43,9 @@ def lower_attention(model: ir.Model, cache_length: int | None = None) -> list[St
     writer = Writer(model)
     cache = StaticCache(model, cache_length) if cache_length is not None else None
     if cache is not None:
-        cache.prepare(writer)
-    rule = _Rule(writer, cache)
+        cache.prepare(writer, whole=False)
+    mask = next((value for value in model.graph.inputs if value.name == ATTENTION_MASK), None)
+    rule = _Rule(writer, cache, mask)
     for node in nodes:
         rule.replace(node)
     remove_function(model)
@@ -52,8 +55,9 @@ def lower_attention(model: ir.Model, cache_length: int | None = None) -> list[St
 class _Rule:
     """Rewrites attention nodes one by one and counts what became of them."""
 
-    def __init__(self, writer: Writer, cache: StaticCache | None) -> None:
-        self._writer, self._cache = writer, cache
+    def __init__(self, writer: Writer, cache: StaticCache | None, mask: ir.Value | None) -> None:
+        self._writer, self._cache, self._mask = writer, cache, mask
+        self._end: ir.Value | None = None
         self._masks = Masks(writer, cache.write_indices if cache is not None else None)
         self._done: Counter[tuple[str, str]] = Counter()
 
@@ -86,7 +90,21 @@ class _Rule:
                 hint="Export the model with a family of kind decoder.",
             )
         self._done["caches of fixed length, kept as states", ""] += 1
-        return self._cache.join(self._writer, node, attention)
+        joined = self._cache.join(self._writer, node, attention)
+        if self._mask is None:
+            return joined
+        key, value = (self._until_mask_ends(node, self._mask, tensor) for tensor in (joined.key, joined.value))
+        return replace(joined, key=key, value=value)
+
+    def _until_mask_ends(self, node: ir.Node, mask: ir.Value, buffer: ir.Value) -> ir.Value:
+        """[B, H, L, D] as [B, H, T, D], of a mask [B, T]."""
+        if self._end is None:
+            self._end = self._writer.node(node, "Shape", [mask], ir.DataType.INT64, {"start": 1, "end": 2})
+        cut = self._op(node, "Slice", [buffer, self._ints(0), self._end, self._ints(2)])
+        columns = None if mask.shape is None else mask.shape[1]
+        if buffer.shape is not None:
+            cut.shape = ir.Shape([columns if axis == 2 else dim for axis, dim in enumerate(buffer.shape)])
+        return cut
 
     def _repeated(self, node: ir.Node, attention: FusedAttention) -> FusedAttention:
         queries = _fixed(node, attention.query, 1)

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from runtimes.coreml.translate.mil import Var
-from runtimes.coreml.translate.shapes import sizes_of
+from runtimes.coreml.translate.shapes import size_along, sizes_of
 from runtimes.coreml.translate.values import Node, Translate
 
 __all__ = ["ATTENTION"]
@@ -68,8 +68,7 @@ def _write(node: Node) -> Var:
     wide = new.dtype.__name__ != "fp16"
     if wide:
         new = node.emit("cast", x=new, dtype="fp16")
-    count = node.emit("slice_by_index", x=node.emit("shape", x=new), begin=[2], end=[3])
-    end = node.emit("add", x=start, y=count)
+    end = node.emit("add", x=start, y=size_along(node, 1, 2))
     zero = np.zeros(1, np.int32)
     written = node.emit(
         "slice_update",

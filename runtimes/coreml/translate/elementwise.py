@@ -74,12 +74,12 @@ def _gelu(node: Node) -> Var:
     return node.emit("gelu", x=node.input(0), mode=mode)
 
 
-def _softplus(node: Node) -> Var:
-    return node.emit("softplus", x=node.input(0))
-
-
 def _leaky_relu(node: Node) -> Var:
-    return node.emit("leaky_relu", x=node.input(0), alpha=node.number(node.decimal("alpha", 0.01), node.dtype))
+    """The larger of x and a part of x."""
+    slope = node.decimal("alpha", 0.01)
+    if not 0 <= slope <= 1:
+        raise node.refusal("its slope is not between 0 and 1")
+    return node.emit("maximum", x=node.input(0), y=node.emit("mul", x=node.input(0), y=node.number(slope, node.dtype)))
 
 
 def _where(node: Node) -> Var:
@@ -167,7 +167,7 @@ ELEMENTWISE: Mapping[str, Translate] = {
     "Sigmoid": _unary("sigmoid"),
     "Sign": _unary("sign"),
     "Sin": _unary("sin"),
-    "Softplus": _softplus,
+    "Softplus": _unary("softplus"),
     "Sqrt": _unary("sqrt"),
     "Sub": _binary("sub"),
     "Sum": _variadic("add"),

@@ -73,10 +73,6 @@ def _conv(node: Node) -> Var:
     )
 
 
-def _einsum(node: Node) -> Var:
-    return node.emit("einsum", values=tuple(node.inputs()), equation=node.text("equation", ""))
-
-
 def _quantize(node: Node) -> Var:
     scale, zero = node.array(1), node.array(2)
     if scale is None or zero is None or node.integer("block_size", 0):
@@ -92,10 +88,7 @@ def _quantize(node: Node) -> Var:
 
 
 def _dequantize(node: Node) -> Var:
-    """Of activations; a weight never comes here, nor does one that Core ML decompresses itself."""
-    weight = stored_of(node.node.outputs[0])
-    if weight is not None:
-        return node.scope.weight(weight, node.dtype)
+    """Of activations: a weight is no node of the program's."""
     scale, zero = node.array(1), node.array(2)
     if scale is None or node.integer("block_size", 0):
         raise node.refusal("its scale is computed, or one for a block")
@@ -115,7 +108,6 @@ def _of(x: Var) -> type[np.floating]:
 PRODUCTS: Mapping[str, Translate] = {
     "Conv": _conv,
     "DequantizeLinear": _dequantize,
-    "Einsum": _einsum,
     "Gemm": _gemm,
     "MatMul": _matmul,
     "QuantizeLinear": _quantize,

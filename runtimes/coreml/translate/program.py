@@ -11,7 +11,7 @@ import onnx_ir as ir
 from quantize.nodes import module_path
 from runtimes.coreml.translate.mil import TARGET, Var, ct, dtype_name, mb, types
 from runtimes.coreml.translate.operators import OPERATORS
-from runtimes.coreml.translate.stored import is_stored
+from runtimes.coreml.translate.stored import stored_of
 from runtimes.coreml.translate.values import Node, Scope
 from toolkit.cache_names import is_past, is_present
 from toolkit.errors import StageError, ToolkitError, UnsupportedError
@@ -34,8 +34,10 @@ def translate(model: ir.Model, dims: Mapping[str, Dim]) -> Any:
     program, scope = ct.converters.mil.mil.Program(), Scope()
     with ct.converters.mil.mil.Function(interface.placeholders, opset_version=TARGET) as function:
         interface.feed(function, scope)
+        needed = _needed(model.graph)
         for node in model.graph:
-            _append(Node(node, scope))
+            if node in needed:
+                _append(Node(node, scope))
         function.set_outputs(
             [_answer(scope, value) for value in model.graph.outputs if not is_present(str(value.name))]
         )
@@ -77,7 +79,11 @@ class _Interface:
             if is_past(name):
                 scope.states[name] = function.inputs[state_name(name)]
                 continue
-            scope.bind(value, _as_declared(scope, value, function.inputs[name]))
+            var = function.inputs[name]
+            for axis, dim in enumerate(value.shape or ()):
+                if isinstance(dim, ir.SymbolicDim):
+                    scope.measure(str(dim.value), var, axis)
+            scope.bind(value, _as_declared(scope, value, var))
 
 
 def state_name(past: str) -> str:
@@ -125,10 +131,21 @@ def _as_declared(scope: Scope, value: ir.Value, var: Var) -> Var:
     return mb.cast(x=var, dtype=kind, name=scope.unused_name(f"{value.name}_{kind}"))
 
 
+def _needed(graph: ir.Graph) -> set[ir.Node]:
+    """The nodes that compute what is answered, without those that are but how a weight is stored."""
+    found: set[ir.Node] = set()
+    waiting = list(graph.outputs)
+    while waiting:
+        value = waiting.pop()
+        node = value.producer()
+        if node is not None and node not in found and stored_of(value) is None:
+            found.add(node)
+            waiting += [each for each in node.inputs if each is not None]
+    return found
+
+
 def _append(node: Node) -> None:
-    """Translate one node, unless it is part of how a weight is stored."""
-    if is_stored(node.node):
-        return
+    """Translate one node and bind what it answers."""
     operator = OPERATORS.get(node.node.op_type) if not node.node.domain else None
     if operator is None:
         raise node.refusal("no operator of this name is known here")

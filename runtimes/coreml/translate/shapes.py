@@ -6,13 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import onnx_ir as ir
 
 from runtimes.coreml.translate.mil import Var
 from runtimes.coreml.translate.stored import stored_of
 from runtimes.coreml.translate.values import Node, Translate
 
-__all__ = ["SHAPES", "sizes_of"]
+__all__ = ["SHAPES", "size_along", "sizes_of"]
 
 _LARGEST = 2**31 - 1
 
@@ -38,65 +37,56 @@ def _within(axis: int, rank: int) -> int:
 
 
 def _reshape(node: Node) -> Var:
-    """With at most one size unknown that one is -1; else the unknown ones are read off the tensor itself."""
+    """With at most one size unknown that one is -1; the others are those of named dimensions or of the input's axes."""
     x, wanted = node.input(0), node.ints(1)
-    have = sizes_of(x)
     if wanted is not None and not node.integer("allowzero", 0):
         # ONNX counts the axes that 0 copies from the left, MIL from the right.
-        kept = [index for index, size in enumerate(wanted) if size == 0]
-        sizes: list[int | None] = [have[index] if size == 0 else size for index, size in enumerate(wanted)]
-        named = {index: index for index in kept}
+        parts = [size_along(node, 0, axis) if size == 0 else size for axis, size in enumerate(wanted)]
     else:
-        sizes = _declared(node, wanted)
-        named = _matching(node, sizes)
-    return _reshaped(node, x, sizes, named)
+        parts = [_declared(node, axis) for axis in range(int(node.input(1).shape[0]))]
+    if sum(not _is_fixed(part) for part in parts) <= 1:
+        return node.emit("reshape", x=x, shape=[part if isinstance(part, int) else -1 for part in parts])
+    if sum(part is None or part == -1 for part in parts if not isinstance(part, Var)) <= 1:
+        return node.emit("reshape", x=x, shape=_joined(node, [-1 if part is None else part for part in parts]))
+    return node.emit("reshape", x=x, shape=node.input(1))
 
 
-def _reshaped(node: Node, x: Var, sizes: list[int | None], named: Mapping[int, int]) -> Var:
-    """`named` says which axis of `x` has a size that is not known."""
-    unknown = [index for index, size in enumerate(sizes) if size is None]
-    if len(unknown) + sizes.count(-1) <= 1:
-        shape: object = np.array([-1 if size is None else size for size in sizes], np.int32)
-    elif sum(index not in named for index in unknown) + sizes.count(-1) <= 1:
-        parts = [
-            _size(node, x, named[index])
-            if size is None and index in named
-            else np.array([-1 if size is None else size], np.int32)
-            for index, size in enumerate(sizes)
-        ]
-        shape = node.emit("concat", values=parts, axis=0)
-    else:
-        shape = node.input(1)
-    return node.emit("reshape", x=x, shape=shape)
+def _is_fixed(part: int | Var | None) -> bool:
+    return isinstance(part, int) and part != -1
 
 
-def _declared(node: Node, wanted: Sequence[int] | None) -> list[int | None]:
-    """The sizes that the graph declares for the result."""
-    if wanted is not None:
-        return list(wanted)
-    shape = node.node.outputs[0].shape
-    if shape is None:
-        known = node.input(1).val
-        return [None] * node.input(1).shape[0] if known is None else [int(size) for size in known]
-    return [dim if isinstance(dim, int) else None for dim in shape]
-
-
-def _matching(node: Node, sizes: Sequence[int | None]) -> dict[int, int]:
-    """For the axes of the result whose size is a name: the axis of the input that has the same one."""
-    made, read = node.node.outputs[0].shape, node.given(0).shape
-    if made is None or read is None:
-        return {}
-    names = {str(dim.value): axis for axis, dim in enumerate(read) if isinstance(dim, ir.SymbolicDim) and dim.value}
-    return {
-        axis: names[str(made[axis].value)]
-        for axis, size in enumerate(sizes)
-        if size is None and str(made[axis].value) in names
-    }
-
-
-def _size(node: Node, x: Var, axis: int) -> Var:
-    """The size of an axis, int32 [1]."""
+def size_along(node: Node, index: int, axis: int) -> int | Var:
+    """The size that an input has along an axis: a number, or int32 [1]."""
+    x = node.input(index)
+    size, declared = sizes_of(x)[axis], node.given(index).shape
+    if size is not None:
+        return size
+    named = None if declared is None else node.scope.size(str(declared[axis]))
+    if named is not None:
+        return named
     return node.emit("slice_by_index", x=node.emit("shape", x=x), begin=[axis], end=[axis + 1])
+
+
+def _declared(node: Node, axis: int) -> int | Var | None:
+    """The size that the graph declares for an axis of the result; None where it is the name of nothing that is fed."""
+    made, read = node.node.outputs[0].shape, node.given(0).shape
+    if made is None:
+        known = node.input(1).val
+        return None if known is None else int(known[axis])
+    size = made[axis]
+    if isinstance(size, int):
+        return size
+    named = node.scope.size(str(size))
+    if named is not None or read is None or size.value is None:
+        return named
+    same = [place for place, dim in enumerate(read) if dim == size]
+    return size_along(node, 0, same[0]) if same else None
+
+
+def _joined(node: Node, parts: Sequence[int | Var]) -> Var:
+    """Sizes, some of them known, as one tensor."""
+    values = [part if isinstance(part, Var) else np.array([part], np.int32) for part in parts]
+    return node.emit("concat", values=values, axis=0)
 
 
 def _expand(node: Node) -> Var:
@@ -119,14 +109,17 @@ def _repeats(node: Node, shape: Var, axis: int, size: int | None, wanted: int | 
     known = wanted if wanted is not None else declared[axis] if declared is not None else None
     if isinstance(known, int):
         return known
-    return node.emit("slice_by_index", x=shape, begin=[axis], end=[axis + 1])
+    named = node.scope.size(str(known))
+    return named if named is not None else node.emit("slice_by_index", x=shape, begin=[axis], end=[axis + 1])
 
 
 def _tiled(node: Node, x: Var, repeats: Sequence[int | Var]) -> Var:
-    if all(isinstance(count, int) for count in repeats):
-        return x if set(repeats) == {1} else node.emit("tile", x=x, reps=list(repeats))
-    parts = [np.array([count], np.int32) if isinstance(count, int) else count for count in repeats]
-    return node.emit("tile", x=x, reps=node.emit("concat", values=parts, axis=0))
+    if all(count == 1 for count in repeats if isinstance(count, int)) and not any(
+        isinstance(count, Var) for count in repeats
+    ):
+        return x
+    fixed = all(isinstance(count, int) for count in repeats)
+    return node.emit("tile", x=x, reps=list(repeats) if fixed else _joined(node, repeats))
 
 
 def _tile(node: Node) -> Var:
@@ -223,13 +216,19 @@ def _gather(node: Node) -> Var:
 
 
 def _gather_elements(node: Node) -> Var:
-    return node.emit(
-        "gather_along_axis",
-        x=node.input(0),
-        indices=node.input(1),
-        axis=node.integer("axis", 0),
-        validate_indices=False,
-    )
+    """In ONNX the indices may be shorter along the other axes; MIL wants both equally long."""
+    x, indices = node.input(0), node.input(1)
+    axis = node.integer("axis", 0) % len(x.shape)
+    ends = sizes_of(indices)
+    shorter = [
+        place != axis and None not in (size, ends[place]) and size != ends[place]
+        for place, size in enumerate(sizes_of(x))
+    ]
+    if any(shorter):
+        end = [int(size or 0) if cut else 0 for size, cut in zip(ends, shorter, strict=True)]
+        whole = [not cut for cut in shorter]
+        x = node.emit("slice_by_index", x=x, begin=[0] * len(end), end=end, end_mask=whole)
+    return node.emit("gather_along_axis", x=x, indices=indices, axis=axis, validate_indices=False)
 
 
 def _range(node: Node) -> Var:

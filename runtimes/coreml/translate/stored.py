@@ -1,8 +1,7 @@
-"""Weights as they lie in the file: plain, in integers with scales, or as indices of a lookup table."""
+"""Weights as they lie in the file: plain, in integers with scales, or as indices of lookup tables."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,8 +11,9 @@ from numpy.typing import NDArray
 
 from quantize.nodes import constant
 from runtimes.coreml.translate.mil import NUMPY, Var, held, mb, types
+from runtimes.coreml.translate.palettes import palette_of
 
-__all__ = ["Stored", "is_stored", "stored_of"]
+__all__ = ["Stored", "stored_of"]
 
 _PACKED = {
     ir.DataType.INT4: types.np_int4_dtype,
@@ -94,17 +94,16 @@ class Stored:
         )
 
     def _looked_up(self, node: ir.Node, dtype: str, name: str) -> Var:
-        """table[indices]: one table for all or for each group of channels, of 2^bits numbers."""
-        tables: NDArray[Any] = _numbers(node.inputs[0]).astype(NUMPY[dtype])
-        indices = _numbers(_indices(node))
-        lut = self._turned(tables.reshape(*_groups(node, self.rank), -1, 1))
-        packed = _INDICES[int(math.log2(lut.shape[-2]))]
-        return mb.constexpr_lut_to_dense(indices=self._turned(indices).astype(packed), lut=lut, name=name)
+        """tables[group of the channel][indices]."""
+        palette = palette_of(node)
+        if palette is None:
+            raise ValueError(f"{self.name} is no palettized weight")
+        lut: NDArray[Any] = palette.tables.transpose(*self.perm, self.rank, self.rank + 1).astype(NUMPY[dtype])
+        indices = self._turned(_plain_integers(palette.indices)).astype(_INDICES[palette.bits])
+        return mb.constexpr_lut_to_dense(indices=indices, lut=np.ascontiguousarray(lut), name=name)
 
     def _turned(self, array: NDArray[Any]) -> NDArray[Any]:
-        """The array with its first axes in the order in which the weight's are read."""
-        rest = range(self.rank, array.ndim)
-        return np.ascontiguousarray(array.transpose(*self.perm, *rest))
+        return np.ascontiguousarray(array.transpose(self.perm)) if self.perm != tuple(range(array.ndim)) else array
 
 
 def stored_of(value: ir.Value | None) -> Stored | None:
@@ -129,20 +128,12 @@ def stored_of(value: ir.Value | None) -> Stored | None:
     return None
 
 
-def is_stored(node: ir.Node) -> bool:
-    """Whether a node only says how a weight is stored: it makes one, or indices that nothing but a table is read by."""
-    if stored_of(node.outputs[0]) is not None:
-        return True
-    readers = [use.node for use in node.outputs[0].uses()]
-    found = [reader for reader in readers if node.op_type in ("Cast", "Add")]
-    return bool(found) and all(_held_in(reader) is not None or is_stored(reader) for reader in found)
-
-
 def _held_in(node: ir.Node) -> ir.TensorProtocol | None:
     """The integers or indices that a node makes a weight of; None where it makes none."""
     if node.op_type == "DequantizeLinear" and _scales_are_known(node):
         return constant(node.inputs[0])
-    return constant(_indices(node)) if node.op_type == "Gather" and _is_palettized(node) else None
+    palette = palette_of(node) if node.op_type == "Gather" else None
+    return None if palette is None else palette.indices
 
 
 def _plain(value: ir.Value, rank: int) -> Stored:
@@ -155,33 +146,6 @@ def _perm(attribute: ir.Attr | None, rank: int) -> tuple[int, ...]:
 
 def _scales_are_known(node: ir.Node) -> bool:
     return all(value is None or constant(value) is not None for value in node.inputs[1:])
-
-
-def _is_palettized(node: ir.Node) -> bool:
-    """A table of one axis read by constant indices, in the form of `quantize.palette_nodes`."""
-    table, indices = constant(node.inputs[0]), constant(_indices(node))
-    if table is None or indices is None or len(table.shape) != 1 or not len(indices.shape):
-        return False
-    narrow = indices.dtype in (ir.DataType.UINT4, ir.DataType.UINT8)
-    entries = table.size // math.prod(_groups(node, len(indices.shape)))
-    return narrow and int(math.log2(entries)) in _INDICES and entries & (entries - 1) == 0
-
-
-def _groups(node: ir.Node, rank: int) -> list[int]:
-    """How many tables lie behind one another for each axis of the weight: as `base` of an Add has different starts."""
-    add = node.inputs[1].producer() if node.inputs[1] is not None else None
-    if add is None or add.op_type != "Add":
-        return [1] * rank
-    base = _numbers(add.inputs[1])
-    return [len(np.unique(base)) if size > 1 else 1 for size in base.shape]
-
-
-def _indices(node: ir.Node) -> ir.Value | None:
-    value = node.inputs[1]
-    cast = value.producer() if value is not None else None
-    if cast is not None and cast.op_type == "Add" and constant(cast.inputs[1]) is not None:
-        cast = cast.inputs[0].producer() if cast.inputs[0] is not None else None
-    return cast.inputs[0] if cast is not None and cast.op_type == "Cast" else value
 
 
 def _is_float(stored: Stored) -> bool:
@@ -203,13 +167,14 @@ def _numbers(value: ir.Value | None) -> NDArray[Any]:
     tensor = constant(value)
     if tensor is None:
         raise ValueError("a stored weight has no tensor")
-    array = tensor.numpy()
-    # int4 arrives in a number type of ml_dtypes, which numpy does little with.
-    return array.astype(np.int8) if tensor.dtype == ir.DataType.INT4 else _wide(array, tensor.dtype)
+    return _plain_integers(tensor)
 
 
-def _wide(array: NDArray[Any], dtype: ir.DataType) -> NDArray[Any]:
-    return array.astype(np.uint8) if dtype == ir.DataType.UINT4 else np.asarray(array)
+def _plain_integers(tensor: ir.TensorProtocol) -> NDArray[Any]:
+    """The numbers; those of 4 bits in 8, for numpy does little with the types of ml_dtypes."""
+    wide = {ir.DataType.INT4: np.int8, ir.DataType.UINT4: np.uint8}.get(tensor.dtype)
+    array: NDArray[Any] = np.asarray(tensor.numpy())
+    return array if wide is None else array.astype(wide)
 
 
 def _over_axes(array: NDArray[Any], rank: int, axis: int, block: int) -> NDArray[Any]:

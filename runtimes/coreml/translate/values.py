@@ -31,6 +31,8 @@ class Scope:
         self._vars: dict[ir.Value, Var] = {}
         self._weights: dict[tuple[object, ...], Var] = {}
         self._names: set[str] = set()
+        self._dims: dict[str, tuple[Var, int]] = {}
+        self._sizes: dict[str, Var] = {}
 
     def bind(self, value: ir.Value, var: Var) -> None:
         """Let `var` stand for the value from now on."""
@@ -51,6 +53,19 @@ class Scope:
         if key not in self._weights:
             self._weights[key] = stored.make(dtype, self.unused_name(stored.name))
         return self._weights[key]
+
+    def measure(self, dim: str, var: Var, axis: int) -> None:
+        """Say which axis of an input has the size of a named dimension."""
+        self._dims.setdefault(dim, (var, axis))
+
+    def size(self, dim: str) -> Var | None:
+        """The size of a named dimension, int32 [1]; None where no input has it. It is read once for all."""
+        if dim not in self._sizes and dim in self._dims:
+            var, axis = self._dims[dim]
+            whole = mb.shape(x=var, name=self.unused_name(f"{dim}_shape"))
+            name = self.unused_name(f"{dim}_size")
+            self._sizes[dim] = mb.slice_by_index(x=whole, begin=[axis], end=[axis + 1], name=name)
+        return self._sizes.get(dim)
 
     def unused_name(self, wanted: str) -> str:
         """`wanted`, or the first of `wanted_2`, `wanted_3`, … that no operator of the program has."""
