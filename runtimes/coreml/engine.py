@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Mapping
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import onnx_ir as ir
 
 from quantize.nodes import module_path
+from runtimes.coreml.names import coreml_name
 from runtimes.coreml.translate.mil import TARGET, ct
 from runtimes.coreml.translate.package import Written, tidy, write_package
 from runtimes.coreml.translate.program import translate
@@ -42,24 +42,17 @@ def build_engine(graph: LoweredGraph) -> Engine:
 
 def _demand_attention(model: ir.Model, program: Any) -> None:
     """The fusion contract holds in the program too: as many operators as attentions, or the modules are named."""
-    wanted = {_plain(str(node.outputs[0].name)): node for node in model.graph if node.op_type == "Attention"}
-    found = {
-        operation.outputs[0].name
-        for operation in program.functions["main"].operations
-        if operation.op_type == _ATTENTION
-    }
-    missing = [module_path(node) for name, node in wanted.items() if name not in found]
-    if missing or len(found) != len(wanted):
-        raise StageError(
-            "build",
-            f"{len(found)} of {len(wanted)} attentions are one operator; missing: {', '.join(missing) or 'none'}",
-            hint="This is a bug; report the model.",
-        )
-
-
-def _plain(name: str) -> str:
-    """As coremltools writes a name: letters, digits and underscores."""
-    return re.sub(r"[^0-9A-Za-z_]", "_", name)
+    wanted = [node for node in model.graph if node.op_type == "Attention"]
+    operations = program.functions["main"].operations
+    found = [operation.outputs[0].name for operation in operations if operation.op_type == _ATTENTION]
+    if len(found) == len(wanted):
+        return
+    missing = [module_path(node) for node in wanted if coreml_name(str(node.outputs[0].name)) not in found]
+    raise StageError(
+        "build",
+        f"{len(found)} of {len(wanted)} attentions are one operator in the program; missing: {', '.join(missing)}",
+        hint="This is a bug; report the model.",
+    )
 
 
 def _details(graph: LoweredGraph, written: Written) -> Mapping[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtimes.coreml.model import Model, State
+from runtimes.coreml.names import coreml_name
 from runtimes.coreml.program import Feature
 from toolkit.cache_names import is_past, present_of
 from toolkit.errors import UsageError
@@ -17,7 +17,7 @@ from toolkit.generation.rows import Rows
 from toolkit.generation.static_cache import buffer_feeds, growing, has_static_cache
 from toolkit.types import DecoderSpec, Session, Tensors, TensorSpec
 
-__all__ = ["CoreMLDecoder", "CoreMLSession", "StatefulSession", "coreml_name", "inputs_of", "open_session"]
+__all__ = ["CoreMLDecoder", "CoreMLSession", "StatefulSession", "inputs_of", "open_session"]
 
 _LENGTH_AXIS = 2
 _ACCEPTED = {
@@ -40,12 +40,6 @@ def inputs_of(engine: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
     """What the graph takes that the package was made of, by the engine's entry in a manifest."""
     given = engine.get("details", {}).get("graph_inputs", ())
     return tuple(TensorSpec(each["name"], each["dtype"], tuple(each["shape"])) for each in given)
-
-
-def coreml_name(name: str) -> str:
-    """How a tensor of that name is called in a package: MIL's names are made of letters, digits and underscores."""
-    plain = re.sub(r"[^0-9A-Za-z_]", "_", name)
-    return f"_{plain}" if plain[:1].isdigit() else plain
 
 
 class CoreMLSession:

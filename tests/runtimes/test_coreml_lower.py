@@ -175,11 +175,12 @@ def test_an_attention_that_is_lost_on_the_way_is_named(tmp_path: Path) -> None:
     lower_model(model, None, "int8")
     program = translate(model, SPEC.dims)
     tidy(program)
-    node = next(node for node in model.graph if node.op_type == "Attention")
     _demand_attention(model, program)
-    node.outputs[0].name = "another"
-    node.metadata_props["pkg.torch.onnx.name_scopes"] = "['', 'layers.0.attention']"
-    with pytest.raises(StageError, match=r"1 of 1 attentions are one operator; missing: layers\.0\.attention"):
+    node = next(node for node in model.graph if node.op_type == "Attention")
+    another = ir.node("Attention", node.inputs, name="layers.0.attention")
+    another.outputs[0].name = "another"
+    node.append(another)
+    with pytest.raises(StageError, match=r"1 of 2 attentions are one operator .*; missing: layers\.0\.attention"):
         _demand_attention(model, program)
 
 

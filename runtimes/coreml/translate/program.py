@@ -9,6 +9,7 @@ from typing import Any
 import onnx_ir as ir
 
 from quantize.nodes import module_path
+from runtimes.coreml.names import coreml_name
 from runtimes.coreml.translate.mil import TARGET, Var, ct, dtype_name, mb, types
 from runtimes.coreml.translate.operators import OPERATORS
 from runtimes.coreml.translate.stored import stored_of
@@ -62,7 +63,7 @@ class _Interface:
             shape = [_size(value, dim, ranges) for dim in value.shape or ()]
             made.values[name] = value
             if is_past(name):
-                made.placeholders[state_name(name)] = mb.state_tensor_placeholder(_fixed(value, shape), types.fp16)
+                made.placeholders[coreml_name(name)] = mb.state_tensor_placeholder(_fixed(value, shape), types.fp16)
             else:
                 made._tensor(name, value, shape)
         return made
@@ -70,25 +71,20 @@ class _Interface:
     def _tensor(self, name: str, value: ir.Value, shape: list[Any]) -> None:
         kind = types.string_to_builtin(_fed(value))
         sizes = [size.symbol if isinstance(size, ct.RangeDim) else size for size in shape]
-        self.placeholders[name] = mb.placeholder(sizes, kind)
-        self.types.append(ct.TensorType(name=name, shape=ct.Shape(shape), dtype=kind))
+        self.placeholders[coreml_name(name)] = mb.placeholder(sizes, kind)
+        self.types.append(ct.TensorType(name=coreml_name(name), shape=ct.Shape(shape), dtype=kind))
 
     def feed(self, function: Any, scope: Scope) -> None:
         for name, value in self.values.items():
-            scope.unused_name(name)
+            scope.unused_name(coreml_name(name))
             if is_past(name):
-                scope.states[name] = function.inputs[state_name(name)]
+                scope.states[name] = function.inputs[coreml_name(name)]
                 continue
-            var = function.inputs[name]
+            var = function.inputs[coreml_name(name)]
             for axis, dim in enumerate(value.shape or ()):
                 if isinstance(dim, ir.SymbolicDim):
                     scope.measure(str(dim.value), var, axis)
             scope.bind(value, _as_declared(scope, value, var))
-
-
-def state_name(past: str) -> str:
-    """What the state is called that a cache input became: Core ML's names have no dots."""
-    return past.replace(".", "_")
 
 
 def _ranges(dims: Mapping[str, Dim]) -> dict[str, Any]:
@@ -171,5 +167,5 @@ def _answer(scope: Scope, value: ir.Value) -> Var:
         answered = mb.identity(x=var, name=f"{value.name}_answer")
     else:
         answered = mb.cast(x=var, dtype=kind, name=f"{value.name}_answer")
-    answered.name = str(value.name)
+    answered.name = coreml_name(str(value.name))
     return answered

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from quantize.nodes import constant, module_path
+from runtimes.coreml.names import coreml_name
 from runtimes.coreml.translate.mil import Var, dtype_name, held, mb
 from runtimes.coreml.translate.stored import Stored, stored_of
 from toolkit.errors import StageError, UnsupportedError
@@ -68,11 +69,12 @@ class Scope:
         return self._sizes.get(dim)
 
     def unused_name(self, wanted: str) -> str:
-        """`wanted`, or the first of `wanted_2`, `wanted_3`, … that no operator of the program has."""
-        name, count = wanted, 1
+        """`wanted` as Core ML has it, or the first of `wanted_2`, `wanted_3`, … that no operator of the program has."""
+        plain = coreml_name(wanted)
+        name, count = plain, 1
         while name in self._names:
             count += 1
-            name = f"{wanted}_{count}"
+            name = f"{plain}_{count}"
         self._names.add(name)
         return name
 
