@@ -15,6 +15,7 @@ from runtimes._tensorrt.rules.half import half_beside_weights
 from runtimes._tensorrt.rules.signed import sign_quantization
 from runtimes._tensorrt.rules.static_cache import static_spec
 from runtimes.coreml.rules.attention import lower_attention
+from runtimes.coreml.rules.constants import fold_constants
 from toolkit.errors import StageError
 from toolkit.hashing import data_path, graph_sha256
 from toolkit.types import Dim, LoweredGraph, ModelSpec, QuantizedGraph, Samples, Step
@@ -52,6 +53,7 @@ def lower_model(
     if cache_length is not None:
         CommonSubexpressionEliminationPass()(model)
     steps = [
+        *fold_constants(model),
         *sign_quantization(model),
         *fold_biases(model),
         *(half_beside_weights(model, samples, f"{scheme} weights") if scheme != "fp16" else []),

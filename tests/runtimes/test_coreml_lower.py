@@ -170,6 +170,26 @@ def test_a_language_model_keeps_its_cache_as_states(name: str, tiny: MakeTiny, t
         assert _sqnr(expected["logits"][real], session.run(batch)["logits"][real]) > 55
 
 
+def test_what_is_computed_from_weights_alone_is_computed_once(tmp_path: Path) -> None:
+    nodes = """
+        turned = Transpose <perm: ints = [0, 3, 1, 2]> (w)
+        wide = Resize <mode: string = "cubic"> (turned, , , sizes)
+        y = Add (x, wide)
+    """
+    sizes = np.array([1, 3, 8, 8])
+    weights = {"w": np.random.default_rng(0).normal(size=(1, 4, 4, 3)).astype(np.float32), "sizes": sizes}
+    model = from_text(f"case (float[batch, 3, 8, 8] x) => (float[batch, 3, 8, 8] y) {{ {nodes} }}", weights)
+    x = np.random.default_rng(1).normal(size=(2, 3, 8, 8)).astype(np.float32)
+    ir.save(model, tmp_path / "model.onnx")
+    expected = portable_session(tmp_path / "model.onnx").run({"x": x})["y"]
+
+    steps = lower_model(model)
+
+    assert [node.op_type for node in model.graph] == ["Add"]
+    assert any(step.what == "tensors computed from weights alone" and step.count == 1 for step in steps)
+    np.testing.assert_allclose(interpreted(model, {"x": x}, tmp_path)["y"], expected, atol=1e-6)
+
+
 def test_an_attention_that_is_lost_on_the_way_is_named(tmp_path: Path) -> None:
     model = Block(int8=False).model()
     lower_model(model, None, "int8")

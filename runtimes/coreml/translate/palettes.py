@@ -32,10 +32,12 @@ class Palette:
 
 def palette_of(node: ir.Node) -> Palette | None:
     """What a `Gather` looks up, where it is `Gather(tables, Cast(indices) [+ base])` of constants; else None."""
+    if node.op_type != "Gather":
+        return None
     table = constant(node.inputs[0])
     places, base = _with_base(node.inputs[1])
     indices = _narrow(places)
-    if node.op_type != "Gather" or table is None or indices is None or len(table.shape) != 1:
+    if table is None or indices is None or len(table.shape) != 1:
         return None
     shape = tuple(int(size) for size in indices.shape)
     groups, axis = _groups(base, shape)

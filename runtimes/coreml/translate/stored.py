@@ -132,7 +132,7 @@ def _held_in(node: ir.Node) -> ir.TensorProtocol | None:
     """The integers or indices that a node makes a weight of; None where it makes none."""
     if node.op_type == "DequantizeLinear" and _scales_are_known(node):
         return constant(node.inputs[0])
-    palette = palette_of(node) if node.op_type == "Gather" else None
+    palette = palette_of(node)
     return None if palette is None else palette.indices
 
 
