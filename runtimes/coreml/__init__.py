@@ -60,17 +60,18 @@ class CoreML:
     def build(self, graph: LoweredGraph, options: TargetOptions = DEFAULT_OPTIONS) -> Engine:
         """Write the package beside the graph. Raises MissingDependencyError without coremltools, else as the build."""
         _require_coremltools()
+        from runtimes.coreml.carried import with_swift
         from runtimes.coreml.engine import build_engine
 
-        return build_engine(graph)
+        return with_swift(build_engine(graph))
 
     def session(self, folder: Path, engine: Mapping[str, Any]) -> Session:
         """Open the package with Core ML itself. Raises UnsupportedError where that is not."""
         _require_mac()
         from runtimes.coreml.model import Native, package_of
-        from runtimes.coreml.session import inputs_of, open_session
+        from runtimes.coreml.session import open_session
 
-        return open_session(Native(package_of(folder, engine)), inputs_of(engine))
+        return open_session(Native(package_of(folder, engine)), engine)
 
     def decoder(self, folder: Path, engine: Mapping[str, Any], spec: DecoderSpec, *, limit: int, rows: int) -> Decoder:
         """Open a language model with its states; raises as `session` does."""
@@ -88,9 +89,9 @@ class CoreML:
         """
         _require_coremltools()
         from runtimes.coreml.model import Interpreted, package_of
-        from runtimes.coreml.session import inputs_of, open_session
+        from runtimes.coreml.session import open_session
 
-        return open_session(Interpreted(package_of(folder, engine)), inputs_of(engine))
+        return open_session(Interpreted(package_of(folder, engine)), engine)
 
     def interpret_decoder(
         self, folder: Path, engine: Mapping[str, Any], spec: DecoderSpec, *, limit: int, rows: int

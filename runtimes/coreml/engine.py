@@ -65,6 +65,7 @@ def _details(graph: LoweredGraph, written: Written) -> Mapping[str, Any]:
         "graph_inputs": [
             {"name": item.name, "dtype": item.dtype, "shape": list(item.shape)} for item in graph.spec.inputs
         ],
+        "graph_outputs": [item.name for item in graph.spec.outputs],
         "operators": written.operators,
         "attention": written.operators.get(_ATTENTION, 0),
         "compressed_weights": _compressed(written),

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from runtimes.coreml import moving
 from runtimes.coreml.operators import OPERATORS
 from runtimes.coreml.program import Constant, Declared, Operation, Program
 from toolkit.errors import StageError, UnsupportedError
@@ -24,6 +25,8 @@ __all__ = ["Interpreter", "held"]
 _LISTS = frozenset({"values"})
 """Parameters that take several values."""
 _STATES = frozenset({"read_state", "write_state"})
+_MOVING = frozenset(function.__name__ for function in moving.FUNCTIONS) - {"pad"}
+"""What only moves float16 numbers needs no rounding."""
 _CASTS = {"fp16": "float16", "fp32": "float32"}
 _TORCH = {
     "bool": torch.bool, "float16": torch.float32, "float32": torch.float32, "int8": torch.int8, "int4": torch.int8,
@@ -85,7 +88,8 @@ class Interpreter:
         try:
             answer = _cast(**given) if operation.kind == "cast" else OPERATORS[operation.kind](**given)
             results = [answer] if isinstance(answer, Tensor) else list(answer)
-            return {item.name: _rounded(result, item) for item, result in zip(operation.outputs, results, strict=True)}
+            pairs, moved = zip(operation.outputs, results, strict=True), operation.kind in _MOVING
+            return {item.name: _rounded(result, item, moved=moved) for item, result in pairs}
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             raise _failed(operation, error) from error
 
@@ -141,11 +145,11 @@ def _cast(x: Tensor, dtype: str) -> Tensor:
     return x.trunc().to(wanted) if x.is_floating_point() and not wanted.is_floating_point else x.to(wanted)
 
 
-def _rounded(value: Tensor, declared: Declared) -> Tensor:
+def _rounded(value: Tensor, declared: Declared, *, moved: bool) -> Tensor:
     shape = zip(declared.shape, value.shape, strict=False)
     if len(declared.shape) != value.ndim or any(size not in (None, real) for size, real in shape):
         raise ValueError(f"the result is {list(value.shape)}, and {list(declared.shape)} is declared")
-    if declared.dtype == "float16":
+    if declared.dtype == "float16" and not moved:
         return value.to(torch.float16).to(torch.float32)
     return value.to(_TORCH[declared.dtype])
 

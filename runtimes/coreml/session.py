@@ -31,9 +31,12 @@ _ANSWERED = {"float16": "float32", "int32": "int64"}
 """Core ML has no int64, and what it answers in float16 is compared in float32."""
 
 
-def open_session(model: Model, inputs: Sequence[TensorSpec]) -> Session:
-    """The model behind the canonical interface; `inputs` are the engine's own, where a cache is kept as states."""
-    return growing(StatefulSession(model, inputs)) if has_static_cache(inputs) else CoreMLSession(model)
+def open_session(model: Model, engine: Mapping[str, Any]) -> Session:
+    """The model behind the canonical interface, by the engine's entry in a manifest."""
+    inputs, outputs = inputs_of(engine), engine.get("details", {}).get("graph_outputs", ())
+    if has_static_cache(inputs):
+        return growing(StatefulSession(model, inputs))
+    return CoreMLSession(model, outputs)
 
 
 def inputs_of(engine: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
@@ -45,14 +48,16 @@ def inputs_of(engine: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
 class CoreMLSession:
     """A model without states. int64 is fed as int32, float32 as the package's float16; answers are wide again."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, outputs: Sequence[str] = ()) -> None:
         self.ran_on = model.ran_on
         self._model = model
+        self._names = {coreml_name(name): name for name in outputs}
 
     def run(self, inputs: Tensors) -> dict[str, NDArray[Any]]:
         """All outputs by name. Raises UsageError for a name, dtype, rank or size that the package does not take."""
         feeds = checked_feeds(inputs, self._model.inputs)
-        return {name: _wide(array) for name, array in self._model.run(feeds, self._model.new_state()).items()}
+        answers = self._model.run(feeds, self._model.new_state())
+        return {self._names.get(name, name): _wide(array) for name, array in answers.items()}
 
     def close(self) -> None:
         """The model goes with the session."""
