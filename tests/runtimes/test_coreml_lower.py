@@ -106,7 +106,7 @@ def test_coremltools_reads_the_package_back_and_the_same_graph_gives_the_same_by
     reread = ct.models.MLModel(str(first.graph.path.parent / PACKAGE), skip_model_load=True)
     assert reread.get_spec().specificationVersion == ct.target.iOS18
     assert reread.user_defined_metadata["toolkit.graph"] == first.graph.sha256
-    assert len(first.files) == 3
+    assert sum(PACKAGE in file.parts for file in first.files) == 3
     for file in first.files:
         made = [(engine.graph.path.parent / file).read_bytes() for engine in (first, second)]
         assert made[0] == made[1], file
