@@ -94,18 +94,17 @@ class Stages:
         return reference, exported
 
     def quantize(self, exported: ExportedGraph, reference: Reference, target: Target) -> QuantizedGraph:
-        """Write the target's precision into the graph; targets of one scheme share the result."""
-        if target.scheme in self.quantized:
-            return self.quantized[target.scheme]
+        """Write the target's precision into the graph; targets whose scheme has one recipe share the result."""
+        name = self._recipe_name(target)
+        if name in self.quantized:
+            return self.quantized[name]
         with self.watch.stage("quantize", target.scheme) as row:
-            graph = quantize_graph(exported, self.plan, target, self.work / target.scheme, self._calibrate)
+            graph = quantize_graph(exported, self.plan, target, self.work / name, self._calibrate)
             unchanged = graph.path == exported.path
-            name = f"quantize-{target.scheme}"
-            drift = (
-                None if unchanged else self._measure(name, graph.path, reference, self.plan.scheme_gate(target.scheme))
-            )
+            gate = self.plan.target_gate(target)
+            drift = None if unchanged else self._measure(f"quantize-{name}", graph.path, reference, gate)
             row.said = "nothing to do" if unchanged else _said(graph.steps[len(exported.steps) :], drift)
-        self.quantized[target.scheme] = graph
+        self.quantized[name] = graph
         return graph
 
     def lower(self, quantized: QuantizedGraph, target: Target) -> LoweredGraph:
@@ -130,8 +129,9 @@ class Stages:
         with self.watch.stage("verify", str(target)) as row:
             last = reference.engine_drift(engine, target, self.plan)
             before = [self.drift["export"]]
-            if "quantize-" + target.scheme in self.drift:
-                before.append(self.drift["quantize-" + target.scheme])
+            quantized = f"quantize-{self._recipe_name(target)}"
+            if quantized in self.drift:
+                before.append(self.drift[quantized])
             report = DriftReport.of(reference.ran_on, [*before, last])
             raise_if_failed(report)
             row.said = f"{_short(last)} on {last.ran_on}"
@@ -166,6 +166,13 @@ class Stages:
             place.publish()
             row.said = str(self.plan.folder(target))
         return self.plan.folder(target)
+
+    def _recipe_name(self, target: Target) -> str:
+        """The scheme, numbered where a runtime takes it in another form than the first of the targets."""
+        every = [self.plan.recipe(each) for each in self.plan.targets if each.scheme == target.scheme]
+        recipes = [recipe for index, recipe in enumerate(every) if recipe not in every[:index]]
+        number = recipes.index(self.plan.recipe(target)) + 1
+        return target.scheme if number == 1 else f"{target.scheme}-{number}"
 
     def _shared(self, reference: Reference) -> str:
         """What the row says where samples are in both sets; a set that is not open yet is told of in the bundle."""

@@ -34,9 +34,10 @@ def command(
     """Verify a bundle again from its own files: hashes, golden inputs, drift gates.
 
     Needs no PyTorch and no network. An engine that was built elsewhere is measured itself where it runs here; where
-    it does not, its hash is verified and the graph it was built from is measured on ONNX Runtime. Exit code 6 if a
-    gate fails. With --rebuild, engines are compiled again from the bundle's own graph as engine.lock.json says: exit
-    code 5 if one has other bytes, 4 if that version of the library is not here.
+    it does not, its hash is verified and the graph it was built from is measured on ONNX Runtime. A Core ML package
+    is read back and interpreted, which needs PyTorch and coremltools. Exit code 6 if a gate fails. With --rebuild,
+    engines are compiled again from the bundle's own graph as engine.lock.json says: exit code 5 if one has other
+    bytes, 4 if that version of the library is not here.
     """
     if rebuild:
         if on_cpu:
@@ -91,8 +92,8 @@ def _check(bundle: Path, on_cpu: bool, as_json: bool) -> None:
     choice = EngineOrGraph(opened, on_cpu=on_cpu)
     report = check(opened, choice.open)
     ran_on = report.stages[-1].ran_on
-    told = describe_status(opened, ran_on, executes=choice.executes)
-    if not choice.executes and opened.manifest.engine.status == "built":
+    told = describe_status(opened, ran_on, executes=choice.executes, interprets=choice.interprets)
+    if not (choice.executes or choice.interprets) and opened.manifest.engine.status == "built":
         told += " The engine's own bytes were verified by their hash only."
         if choice.reason and choice.reason not in opened.manifest.engine.reason:
             told += f" It did not run now either: {choice.reason}."
