@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +28,7 @@ from toolkit.reference import Reference
 from toolkit.target import Target
 
 if TYPE_CHECKING:
+    from toolkit.processing import Processing
     from toolkit.types import (
         Calibration,
         Engine,
@@ -59,6 +60,7 @@ class Stages:
     quantized: dict[str, QuantizedGraph] = field(default_factory=dict)
     measured: set[Target] = field(default_factory=set)
     canonical: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    around: tuple[Processing, Processing] | None = None
 
     @classmethod
     @contextmanager
@@ -144,6 +146,7 @@ class Stages:
         place, recipe, spec = self.places[target], self.plan.recipe(target), self.plan.spec
         with self.watch.stage("bundle", str(target)) as row:
             assets = plugins.family(spec.family).assets(spec)
+            before, after = self._around(assets)
             contents = Contents(
                 spec=spec,
                 target=target,
@@ -155,8 +158,8 @@ class Stages:
                 evaluation=reference.evaluation,
                 evaluation_reference=reference.evaluation_outputs,
                 assets=assets,
-                preprocessing=preprocessing(spec, assets),
-                postprocessing=postprocessing(spec, assets),
+                preprocessing=before,
+                postprocessing=after,
                 calibration=self.calibration if recipe.measured_by or target in self.measured else None,
                 calibration_method=recipe.measured_by or "ranges",
                 allow_unfused=_unfused(engine),
@@ -173,6 +176,12 @@ class Stages:
         recipes = [recipe for index, recipe in enumerate(every) if recipe not in every[:index]]
         number = recipes.index(self.plan.recipe(target)) + 1
         return target.scheme if number == 1 else f"{target.scheme}-{number}"
+
+    def _around(self, assets: Sequence[Path]) -> tuple[Processing, Processing]:
+        """What stands before and after the model, made once for all targets."""
+        if self.around is None:
+            self.around = preprocessing(self.plan.spec, assets), postprocessing(self.plan.spec, assets)
+        return self.around
 
     def _shared(self, reference: Reference) -> str:
         """What the row says where samples are in both sets; a set that is not open yet is told of in the bundle."""
