@@ -179,7 +179,9 @@ def image_graph(recipe: Recipe, table: NDArray[np.float32], shape: tuple[int, in
     import onnx.parser
 
     channels, height, width = shape
-    nodes = "\n".join((_UPRIGHT, _lengths(recipe), _order(recipe), *_colours(recipe, channels), _VALUES.format(output=output)))
+    nodes = "\n".join(
+        (_UPRIGHT, _lengths(recipe), _order(recipe), *_colours(recipe, channels), _VALUES.format(output=output))
+    )
     model = onnx.parser.parse_model(
         f'<ir_version: {_IR_VERSION}, opset_import: ["" : {DEFAULT_OPSET}], producer_name: "transformer-export-toolkit">'
         "preprocess (uint8[height, width, channels] image, int64 orientation) "
