@@ -22,7 +22,7 @@ _BOUND = 2.0**-23
 # In float64, as `toolkit.answers` does it: shares that underflow are equal there, and equal ones keep their order.
 _CLASSES = """
 answers (float[batch, {classes}] {source}, int64 k) => (float[batch, top] probabilities, int64[batch, top] indices)
-<int64 zero = {{0}}, int64 one = {{1}}, int64 last = {{-1}}, int64[1] class_axis = {{-1}}, int64[1] row = {{1}}>
+<int64 zero = {{0}}, int64 one = {{1}}, int64[1] class_axis = {{-1}}, int64[1] row = {{1}}>
 {{
     scores = Cast <to = 11> ({source})
     best = ReduceMax <keepdims = 1> (scores, class_axis)
@@ -80,8 +80,8 @@ def postprocessing(spec: ModelSpec) -> Processing:
 
     Logits [batch, classes] and `k` int64 [] give `probabilities` float32 and `indices` int64, both [batch, k], the
     likeliest first, no more than there are classes. An embedding gives `normalized`, unit vectors, and `similarity`,
-    cosines float32 [batch, batch]. Token vectors and their `attention_mask` give `cls`, the first token's, and `pooled`,
-    the mean of those attended to. Held to `toolkit.answers` within one rounding to float32.
+    cosines float32 [batch, batch]. Token vectors and their `attention_mask` give `cls`, the first token's, and
+    `pooled`, the mean of those attended to. Held to `toolkit.answers` within one rounding to float32.
     """
     outputs = {tensor.name: tensor for tensor in spec.outputs}
     if spec.task in ("image-classification", "text-classification") and _rank(outputs.get("logits")) == 2:
@@ -102,7 +102,7 @@ def _rank(tensor: TensorSpec | None) -> int:
 def _graph(text: str, source: TensorSpec, last: str, **names: str) -> Any:
     import onnx.parser
 
-    head = f'<ir_version: {_IR_VERSION}, opset_import: ["" : {DEFAULT_OPSET}], producer_name: "toolkit">'
+    head = f'<ir_version: {_IR_VERSION}, opset_import: ["" : {DEFAULT_OPSET}]>'
     model = onnx.parser.parse_model(head + text.format(source=source.name, **{last: source.shape[-1]}, **names))
     for node in model.graph.node:
         node.name = node.output[0]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -116,7 +117,7 @@ def _crop(name: str, size: tuple[int, int], mode: str) -> NDArray[np.uint8]:
 def _pair(pixels: NDArray[np.uint8], turn: int, folder: Path | None, spec: ModelSpec) -> tuple[Tensors, Tensors]:
     image = upright(Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels), turn)
     made = spec.inputs[0]
-    given = {"image": pixels, "orientation": np.array(turn, np.int64)}
+    given: Tensors = {"image": pixels, "orientation": np.array(turn, np.int64)}
     return given, {made.name: _preprocess.images([image], folder, made.shape)}
 
 
@@ -131,6 +132,6 @@ def _compared(graph: Any, pairs: Sequence[tuple[Tensors, Tensors]], output: str,
         samples=tuple(pairs[:_SAMPLES]),
         exact=within,
         bound=bound,
-        compared=f"{len(pairs)} crops of photographs, against Pillow {Image.__version__}",
+        compared=f"{len(pairs)} crops of photographs, against Pillow {PIL.__version__}",
         reason="" if within else f"differs by up to {max(off):.2g} on {sum(value > bound for value in off)} of them",
     )

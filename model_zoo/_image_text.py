@@ -183,7 +183,7 @@ def image_graph(recipe: Recipe, table: NDArray[np.float32], shape: tuple[int, in
         (_UPRIGHT, _lengths(recipe), _order(recipe), *_colours(recipe, channels), _VALUES.format(output=output))
     )
     model = onnx.parser.parse_model(
-        f'<ir_version: {_IR_VERSION}, opset_import: ["" : {DEFAULT_OPSET}], producer_name: "transformer-export-toolkit">'
+        f'<ir_version: {_IR_VERSION}, opset_import: ["" : {DEFAULT_OPSET}]>'
         "preprocess (uint8[height, width, channels] image, int64 orientation) "
         f"=> (float[1, {channels}, {height}, {width}] {output}) {{ {nodes} }}"
     )
