@@ -65,9 +65,8 @@ def test_whole_numbers_and_shapes_must_be_equal(tmp_path: Path) -> None:
 
 
 def test_texts_run_on_the_extensions(tmp_path: Path) -> None:
-    pairs = [
-        ({"text": np.array(["über", ""], object)}, {"loud": np.array([loud, ""], object)}) for loud in ("ÜBER", "uber")
-    ]
+    text = {"text": np.array(["cat", ""], object)}
+    pairs = [(text, {"loud": np.array([loud, ""], object)}) for loud in ("CAT", "Cat")]
     upper = Processing(onnx.parser.parse_model(UPPER), tuple(pairs), exact=True, needs=(EXTENSIONS,))
     (one,) = replay(open_bundle(image_bundle(tmp_path / "tiny", preprocessing=upper)))
     assert (one.verdict, one.reason) == ("differs", "'loud' of sample 1 differs in 1 of 2 values")
@@ -83,7 +82,7 @@ def test_a_library_that_is_not_here_is_said(tmp_path: Path) -> None:
 def test_a_graph_that_does_not_run_is_named(tmp_path: Path) -> None:
     bundle = open_bundle(image_bundle(tmp_path / "tiny", preprocessing=doubled()))
     (bundle.folder / "preprocess.onnx").write_bytes(b"no graph")
-    with pytest.raises(StageError, match="preprocess.onnx does not run"):
+    with pytest.raises(StageError, match=r"preprocess\.onnx does not run"):
         replay(bundle)
 
 
