@@ -64,6 +64,9 @@ def upright(image: Image.Image, orientation: int) -> Image.Image:
 def _require_possible(recipe: Recipe, shape: tuple[int, int, int]) -> None:
     if recipe.resize is not None and recipe.resample != NEAREST and recipe.resample not in FILTERS:
         raise UnsupportedError(f"Pillow's filter number {recipe.resample} as a graph")
+    if shape[0] == 4 and recipe.resize is not None and recipe.resample in _SINE_FILTERS:
+        # Dividing by a small alpha makes many steps of one.
+        raise UnsupportedError(f"Pillow's filter number {recipe.resample} on images with alpha as a graph")
     if shape[0] not in (1, 3, 4):
         raise UnsupportedError(f"images for {shape[0]} channels")
     size = produced_size(recipe)

@@ -34,6 +34,7 @@ PROCESSORS = {
         (50, 50),
     ),
 }
+OWN = {"image_processor_type": "Own", "size": 8, "image_mean": [0.5], "image_std": [0.25]}
 SIZES = ((192, 288), (83, 131), (1, 1), (2, 3), (280, 4), (5, 190))
 ORIENTATIONS = range(1, 9)
 
@@ -119,10 +120,7 @@ def test_unknown_orientations_turn_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize("resample", [0, 2, 3])
 def test_every_colour_mode_without_a_processor_file(channels: int, resample: int, tmp_path: Path) -> None:
-    config = {
-        "image_processor_type": "Own", "size": {"height": 8, "width": 9}, "resample": resample,
-        "image_mean": [0.5], "image_std": [0.25],
-    }  # fmt: skip
+    config = {**OWN, "size": {"height": 8, "width": 9}, "resample": resample}
     for given in (None, config):
         session = session_of(made(tmp_path, given, channels, (8, 9)))
         for mode in ("L", "RGB", "RGBA"):
@@ -199,6 +197,7 @@ def test_an_image_of_another_size_than_the_models_fails(tmp_path: Path) -> None:
         ({"image_processor_type": "ViTImageProcessor", "size": 16}, 3, "makes images of 16 by 16"),
         ({"image_processor_type": "ViTImageProcessor", "size": 8, "resample": 6}, 3, "filter number 6"),
         ({"image_processor_type": "ViTImageProcessor", "size": 8}, 1, "normalises 3 channels"),
+        ({**OWN, "resample": 1}, 4, "filter number 1 on images with alpha"),
         (None, 2, "2 channels"),
     ],
 )
