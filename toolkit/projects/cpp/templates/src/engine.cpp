@@ -1,7 +1,5 @@
 #include "engine.hpp"
 
-#include <algorithm>
-
 #include "growing_decoder.hpp"
 #include "ort_engine.hpp"
 #ifdef TOOLKIT_TENSORRT
@@ -16,11 +14,10 @@ Result<std::unique_ptr<Decoder>> Engine::decoder(const DecoderEntry& entry, std:
 
 Result<std::unique_ptr<Engine>> open_engine(const Bundle& bundle) {
   const auto& manifest = bundle.manifest;
-  const auto& files = manifest.engine_files;
 #ifdef TOOLKIT_TENSORRT
   if (!manifest.engines.empty()) return open_trt_engine(bundle);
 #endif
-  if (std::count(files.begin(), files.end(), manifest.graph) > 0) return open_ort_engine(bundle);
+  if (!manifest.ort_file().empty()) return open_ort_engine(bundle);
   if (manifest.engines.empty()) {
     return Error{"the bundle has no engine that this program runs: " + manifest.engine_reason,
                  "It runs bundles of ort-… and trt-… targets."};

@@ -1,5 +1,6 @@
 #include "manifest.hpp"
 
+#include <algorithm>
 #include <filesystem>
 
 #include "files.hpp"
@@ -137,6 +138,14 @@ Failure read_tensors(const Json& root, Manifest& manifest) {
 }
 
 }  // namespace
+
+std::string Manifest::ort_file() const {
+  const std::string ending = ".ort";
+  for (const auto& name : engine_files) {
+    if (name.size() > ending.size() && name.compare(name.size() - ending.size(), ending.size(), ending) == 0) return name;
+  }
+  return std::find(engine_files.begin(), engine_files.end(), graph) != engine_files.end() ? graph : "";
+}
 
 Result<Manifest> read_manifest(std::string_view text) {
   const auto root = parse_json(text);

@@ -69,6 +69,9 @@ struct Manifest {
 
   /// As `ort-cpu-int8`.
   std::string target() const { return runtime + "-" + scheme; }
+
+  /// What ONNX Runtime opens: the engine's .ort file, else the graph where that is the engine; empty where neither is.
+  std::string ort_file() const;
 };
 
 /// Read the text of manifest.json. The error is a whole sentence that begins with the file's name.

@@ -130,14 +130,14 @@ Result<std::unique_ptr<Engine>> open_ort_engine(const Bundle& bundle) {
   const auto version = ort_library();
   if (!version) return version.error();
   const auto& manifest = bundle.manifest;
-  return guarded(manifest.graph + " does not open", [&]() -> Result<std::unique_ptr<Engine>> {
+  return guarded(manifest.ort_file() + " does not open", [&]() -> Result<std::unique_ptr<Engine>> {
     auto options = common_options();
     // Graphs whose weights alone are integers must do without: ONNX Runtime 1.32 fails at load with it.
     if (manifest.scheme.rfind("int8", 0) == 0 && int8_products_saturate()) {
       options.AddConfigEntry("session.x64quantprecision", "1");
     }
     const auto provider = add_provider(manifest, options);
-    return open_session(bundle.path(manifest.graph), options, "onnxruntime " + *version + " " + provider);
+    return open_session(bundle.path(manifest.ort_file()), options, "onnxruntime " + *version + " " + provider);
   });
 }
 
