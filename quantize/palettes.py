@@ -1,8 +1,8 @@
 """Lookup tables for weights: k-means of their values, one table for a group of output channels.
 
-The best table of a sorted row is a cut of it into stretches, each answered by its mean. Which cuts between `_BINS`
-equal parts are best is found exactly, by dynamic programming over prefix sums (Wang and Song, "Ckmeans.1d.dp", 2011);
-Lloyd's steps then move the cuts by single weights. Entries are rounded to float16, which is what devices hold.
+The best table of a sorted row is a cut of it into stretches, each answered by its mean. Which cuts between some
+hundreds of parts are best is found exactly, by dynamic programming over prefix sums (Wang and Song, "Ckmeans.1d.dp",
+2011); Lloyd's steps then move the cuts by single weights. Entries are rounded to float16, which is what devices hold.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 __all__ = ["Palettes", "codes", "fit", "look_up", "nearest_in"]
 
 _BINS = 256
-_ROUNDS = 20
+_ROUNDS = 50
 _HALF = float(np.finfo(np.float16).max)
 
 Float = NDArray[np.float32]
@@ -106,7 +106,7 @@ def _groups(
 def _means(values: Float, weights: NDArray[np.float64], entries: int) -> Float:
     """The best table found for sorted values, as float32 that float16 holds, ascending."""
     sums = _Sums(values, weights)
-    cuts = _best_cuts(sums, entries) if entries * 4 <= _BINS else _spread_cuts(values, entries)
+    cuts = _best_cuts(values, sums, entries) if entries * 4 <= _BINS else _spread_cuts(values, entries)
     table = sums.means(cuts, np.zeros(entries))
     for _ in range(_ROUNDS):
         moved = np.concatenate([[0], np.searchsorted(values, _between(table)), [len(values)]])
@@ -121,7 +121,6 @@ class _Sums:
 
     def __init__(self, values: Float, weights: NDArray[np.float64]) -> None:
         wide = values.astype(np.float64)
-        self.count = len(values)
         self._parts = [
             np.concatenate([[0.0], np.cumsum(part)]) for part in (weights, weights * wide, weights * wide * wide)
         ]
@@ -140,9 +139,14 @@ class _Sums:
         )
 
 
-def _best_cuts(sums: _Sums, entries: int) -> NDArray[np.int64]:
-    """Where to cut into `entries` stretches, [entries + 1], among the bounds of equal parts."""
-    bounds = np.unique(np.linspace(0, sums.count, _BINS + 1).round().astype(np.int64))
+def _best_cuts(values: Float, sums: _Sums, entries: int) -> NDArray[np.int64]:
+    """Where to cut into `entries` stretches, [entries + 1], among bounds of equal parts and of equal widths.
+
+    Parts of equal count are fine where values are dense, those of equal width in the tails, whose errors are large.
+    """
+    parts = np.linspace(0, len(values), _BINS // 2 + 1).round().astype(np.int64)
+    widths = np.searchsorted(values, np.linspace(values[0], values[-1], _BINS // 2 + 1)[1:-1])
+    bounds = np.unique(np.concatenate([parts, widths]))
     errors = sums.errors(bounds)
     least, chosen = errors[0], []
     for _ in range(entries - 1):

@@ -88,6 +88,8 @@ SCHEME = StaticInt8(
     weights=QuantConfig(
         weights="int8",
         activations=None,
-        gate=Gate(min_sqnr_db=18.0, min_cosine=0.992),
+        gate=Gate(
+            min_sqnr_db=24.0, min_cosine=0.998, max_accuracy_drop=1.0, min_top1_agreement=0.98, min_overlap_at_10=0.95
+        ),
     ),
 )

@@ -105,3 +105,9 @@ def test_the_line_quantizes_as_the_recipe_says(tmp_path: Path) -> None:
     sizes = {node.attributes.get_int("K", 0): node.attributes.get_int("block_size", 0) for node in products}
     assert sizes == {width: 64 if width % 64 == 0 else 32 for width in sizes}
     assert 64 in sizes.values()
+
+
+def test_palettized_weights_can_be_excluded_but_not_blocked() -> None:
+    require_taken(parse_changes("exclude=*.head,layers=*.fc1:fp16"), [{"palettized": recipe("palettized")}])
+    with pytest.raises(UsageError, match="has no 'block-size'"):
+        require_taken(parse_changes("block-size=32"), [{"palettized": recipe("palettized")}])

@@ -72,7 +72,7 @@ def _tunable(base: QuantConfig) -> tuple[str, ...]:
         return (*blocks, "exclude", "layers")
     if base.weights in ("float16", "bfloat16"):
         return ("layers",)
-    if base.weights not in ("int8", "float8e4m3fn"):
+    if base.weights not in ("int8", "float8e4m3fn", "palette4"):
         return ()
     calibrated = ("calibration",) if base.calibration in ("minmax", "percentile") else ()
     attention = ("attention",) if calibrated and base.weights == "int8" else ()
