@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from runtimes.coreml.model import Model, State
 from runtimes.coreml.names import coreml_name
 from runtimes.coreml.program import Feature
-from toolkit.cache_names import is_past, present_of
+from toolkit.cache_names import ATTENTION_MASK, WRITE_INDICES, is_past, present_of
 from toolkit.errors import UsageError
 from toolkit.generation.rows import Rows
 from toolkit.generation.static_cache import buffer_feeds, growing, has_static_cache
@@ -19,6 +19,7 @@ from toolkit.types import DecoderSpec, Session, Tensors, TensorSpec
 
 __all__ = ["CoreMLDecoder", "CoreMLSession", "StatefulSession", "inputs_of", "open_session"]
 
+_IDS = "input_ids"
 _LENGTH_AXIS = 2
 _ACCEPTED = {
     "int32": ("int64", "int32", "bool"),
@@ -91,7 +92,7 @@ class StatefulSession:
         state = self._model.new_state()
         for name in self._caches:
             state.write(coreml_name(name), inputs[name])
-        feeds = checked_feeds({name: array for name, array in inputs.items() if not is_past(name)}, self._model.inputs)
+        feeds = checked_feeds(_without_unused(inputs), self._model.inputs)
         answers = {name: _wide(array) for name, array in self._model.run(feeds, state).items()}
         return answers | {present_of(name): _wide(state.read(coreml_name(name))) for name in self._caches}
 
@@ -140,11 +141,20 @@ class CoreMLDecoder(Rows):
         """Logits [1, S or 1, V] of one row's new tokens."""
         before, count = self._lengths[row : row + 1], np.array([tokens.shape[1]])
         names = {feature.name for feature in self._model.inputs}
-        every = buffer_feeds(tokens, before, count, self._length)
+        every = buffer_feeds(tokens, before, count, int(before[0]) + tokens.shape[1])
         feeds = checked_feeds(
             {name: array for name, array in every.items() if coreml_name(name) in names}, self._model.inputs
         )
         return _wide(self._model.run(feeds, self._states[row])["logits"]).astype(np.float32, copy=False)
+
+
+def _without_unused(inputs: Tensors) -> dict[str, NDArray[Any]]:
+    """One row's inputs beside its cache, the mask cut behind the last new token: no place beyond it is then read."""
+    feeds = {name: np.asarray(array) for name, array in inputs.items() if not is_past(name)}
+    if ATTENTION_MASK in feeds:
+        end = int(feeds[WRITE_INDICES][0]) + feeds[_IDS].shape[1]
+        feeds[ATTENTION_MASK] = feeds[ATTENTION_MASK][:, :end]
+    return feeds
 
 
 def checked_feeds(inputs: Tensors, features: Sequence[Feature]) -> dict[str, NDArray[Any]]:
