@@ -9,7 +9,6 @@ import importlib.util
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,56 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from model_zoo._image_recipe import Recipe, read_recipe
 from toolkit.errors import MissingDependencyError, UnsupportedError, UsageError
 
 __all__ = [
-    "encode",
-    "image_size",
-    "images",
-    "in_mode",
-    "longest",
-    "mask_token",
-    "open_image",
-    "texts",
-    "token_ids",
-    "token_text",
-]
+    "encode", "image_size", "images", "in_mode", "longest", "mask_token", "normalized", "open_image", "prepared",
+    "recipe_of", "texts", "token_ids", "token_text",
+]  # fmt: skip
 
-_HALF = (0.5, 0.5, 0.5)
-_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _ENDLESS = 1_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class _Recipe:
-    """The steps of an image processor in their order; None leaves a step out. Sizes are (height, width)."""
-
-    resize: tuple[int, int] | int | None
-    resample: int
-    crop: tuple[int, int] | None
-    scale: float | None
-    mean: tuple[float, ...] | None
-    std: tuple[float, ...]
-
-
-_SHORTEST: dict[str, Any] = {"size": {"shortest_edge": 224}, "crop_size": 224, "do_center_crop": True}
-_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
-    "ViTImageProcessor": {"size": 224, "resample": 2, "image_mean": _HALF, "image_std": _HALF},
-    "BitImageProcessor": {**_SHORTEST, "resample": 3, "image_mean": _CLIP_MEAN, "image_std": _CLIP_STD},
-    "CLIPImageProcessor": {**_SHORTEST, "resample": 3, "image_mean": _CLIP_MEAN, "image_std": _CLIP_STD},
-    "SiglipImageProcessor": {"size": 224, "resample": 3, "image_mean": _HALF, "image_std": _HALF},
-    "DeiTImageProcessor": {
-        "size": 256,
-        "resample": 3,
-        "do_center_crop": True,
-        "crop_size": 224,
-        "image_mean": _HALF,
-        "image_std": _HALF,
-    },
-}
-_SHORTEST_WHEN_INT = frozenset({"BitImageProcessor", "CLIPImageProcessor"})
-_REFUSED = ("crop_pct", "do_pad", "do_reduce_labels", "do_flip_channel_order", "do_thumbnail", "offset")
 
 
 def images(files: Sequence[Path | Image.Image], assets: Path | None, shape: Sequence[int | str]) -> NDArray[np.float32]:
@@ -77,12 +35,7 @@ def images(files: Sequence[Path | Image.Image], assets: Path | None, shape: Sequ
     resize to H by W, values to -1..1. Raises UsageError for a file that is not an image, or a size that does not fit.
     """
     channels, height, width = (int(size) for size in shape[-3:])
-    recipe = _recipe(_processor(assets), channels, (height, width))
-    if recipe.mean is not None and {len(recipe.mean), len(recipe.std)} != {channels}:
-        raise UsageError(
-            f"preprocessor_config.json normalises {len(recipe.mean)} channels, the model takes {channels}",
-            hint="Give image_mean and image_std one number a channel.",
-        )
+    recipe = recipe_of(assets, shape)
     arrays = [_apply(recipe, _open(item, channels), channels) for item in files]
     for array in arrays:
         if array.shape != (channels, height, width):
@@ -94,12 +47,36 @@ def images(files: Sequence[Path | Image.Image], assets: Path | None, shape: Sequ
     return np.stack(arrays) if arrays else np.zeros((0, channels, height, width), np.float32)
 
 
+def recipe_of(assets: Path | None, shape: Sequence[int | str]) -> Recipe:
+    """The steps that `images` takes for an input of that shape. Raises UsageError where their channels do not fit."""
+    channels, height, width = (int(size) for size in shape[-3:])
+    recipe = read_recipe(_processor(assets), channels, (height, width))
+    if recipe.mean is not None and {len(recipe.mean), len(recipe.std)} != {channels}:
+        raise UsageError(
+            f"preprocessor_config.json normalises {len(recipe.mean)} channels, the model takes {channels}",
+            hint="Give image_mean and image_std one number a channel.",
+        )
+    return recipe
+
+
+def normalized(recipe: Recipe, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Rescale and normalise pixels [C, H, W] as the recipe says, float32."""
+    array: NDArray[Any] = pixels
+    if recipe.scale is not None:
+        array = (array.astype(np.float64) * recipe.scale).astype(np.float32)
+    array = array.astype(np.float32)
+    if recipe.mean is not None:
+        mean = np.array(recipe.mean, np.float32).reshape(-1, 1, 1)
+        array = (array - mean) / np.array(recipe.std, np.float32).reshape(-1, 1, 1)
+    return np.ascontiguousarray(array)
+
+
 def image_size(assets: Path | None) -> tuple[int, int] | None:
     """The height and width that `preprocessor_config.json` produces; None without one, or when it is not fixed."""
     processor = _processor(assets)
     if not processor:
         return None
-    recipe = _recipe(processor, 3, (0, 0))
+    recipe = read_recipe(processor, 3, (0, 0))
     fixed = recipe.crop or recipe.resize
     return fixed if isinstance(fixed, tuple) else None
 
@@ -151,17 +128,25 @@ def encode(
     min_length: int = 0,
 ) -> list[Any]:
     """The tokenizer's encodings of what `texts` takes: ids, tokens, and where in its text each token is."""
-    tokenizer, settings = _tokenizer(assets)
     pairs = any(isinstance(value, tuple) for value in values)
-    _prepare(tokenizer, settings, longest(settings, max_length), "only_second" if pairs else "longest_first")
+    tokenizer = prepared(assets, max_length, pairs=pairs)
     try:
         encodings = tokenizer.encode_batch(list(values))
     except Exception as error:
-        raise UsageError(f"the texts do not fit: {error}", hint="Give a shorter question.") from error
+        if not pairs:
+            raise
+        raise UsageError(f"question and text do not fit: {error}", hint="Give a shorter question.") from error
     if encodings and len(encodings[0]) < min_length:
         tokenizer.enable_padding(**{**tokenizer.padding, "length": min_length})
         encodings = tokenizer.encode_batch(list(values))
     return list(encodings)
+
+
+def prepared(assets: Path | None, max_length: int | None, *, pairs: bool = False) -> Any:
+    """The tokenizer in `assets`, set up to truncate and pad as `texts` says. Raises UsageError without one."""
+    tokenizer, settings = _tokenizer(assets)
+    _prepare(tokenizer, settings, longest(settings, max_length), "only_second" if pairs else "longest_first")
+    return tokenizer
 
 
 def token_ids(values: Sequence[str], assets: Path | None) -> list[list[int]]:
@@ -214,20 +199,14 @@ def in_mode(image: Image.Image, channels: int) -> Image.Image:
     return image if image.mode == modes[channels] else image.convert(modes[channels])
 
 
-def _apply(recipe: _Recipe, image: Image.Image, channels: int) -> NDArray[np.float32]:
+def _apply(recipe: Recipe, image: Image.Image, channels: int) -> NDArray[np.float32]:
     if recipe.resize is not None:
         height, width = _target(recipe.resize, image.height, image.width)
         image = image.resize((width, height), resample=Image.Resampling(recipe.resample))
     array: NDArray[Any] = np.asarray(image).reshape(image.height, image.width, channels).transpose(2, 0, 1)
     if recipe.crop is not None:
         array = _center_crop(array, recipe.crop)
-    if recipe.scale is not None:
-        array = (array.astype(np.float64) * recipe.scale).astype(np.float32)
-    array = array.astype(np.float32)
-    if recipe.mean is not None:
-        mean = np.array(recipe.mean, np.float32).reshape(-1, 1, 1)
-        array = (array - mean) / np.array(recipe.std, np.float32).reshape(-1, 1, 1)
-    return np.ascontiguousarray(array)
+    return normalized(recipe, array)
 
 
 def _target(size: tuple[int, int] | int, height: int, width: int) -> tuple[int, int]:
@@ -264,68 +243,6 @@ def _json(path: Path) -> Mapping[str, Any]:
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} is not readable JSON: {error}", hint="Fetch or save the file again.") from error
     return value if isinstance(value, dict) else {}
-
-
-def _recipe(processor: Mapping[str, Any], channels: int, fallback: tuple[int, int]) -> _Recipe:
-    if not processor:
-        return _Recipe(fallback, 2, None, 1 / 255, (0.5,) * channels, (0.5,) * channels)
-    kind = _kind(processor)
-    values = {"do_resize": True, "do_rescale": True, "do_normalize": True, **_DEFAULTS.get(kind, {}), **processor}
-    _known(kind, values)
-    shortest = kind in _SHORTEST_WHEN_INT
-    return _Recipe(
-        resize=_size(values["size"], shortest) if values["do_resize"] else None,
-        resample=int(values.get("resample") or 0),
-        crop=_pair(values["crop_size"]) if values.get("do_center_crop") else None,
-        scale=float(values.get("rescale_factor", 1 / 255)) if values["do_rescale"] else None,
-        mean=_per_channel(values["image_mean"], channels) if values["do_normalize"] else None,
-        std=_per_channel(values["image_std"], channels) if values["do_normalize"] else (),
-    )
-
-
-def _kind(processor: Mapping[str, Any]) -> str:
-    name = str(processor.get("image_processor_type") or processor.get("feature_extractor_type") or "")
-    name = name.replace("FeatureExtractor", "ImageProcessor")
-    return name.removesuffix("Pil").removesuffix("Fast")
-
-
-def _known(kind: str, values: Mapping[str, Any]) -> None:
-    """Refuse a processor with steps that are not implemented here, rather than compute something else."""
-    odd = [key for key in _REFUSED if values.get(key)]
-    needed = ["size", "resample"] if values["do_resize"] else []
-    needed += ["image_mean", "image_std"] if values["do_normalize"] else []
-    needed += ["crop_size"] if values.get("do_center_crop") else []
-    missing = [key for key in needed if values.get(key) is None]
-    if odd or missing:
-        what = f"uses {', '.join(odd)}" if odd else f"leaves {', '.join(missing)} to its class"
-        raise UnsupportedError(
-            f"the image processor '{kind}' in preprocessor_config.json {what}",
-            hint=f"Taken: {', '.join(_DEFAULTS)}, and others whose file states size, resample, image_mean and "
-            "image_std; else give the tensors as .npz.",
-        )
-
-
-def _size(size: Any, shortest: bool) -> tuple[int, int] | int:
-    if isinstance(size, int):
-        return size if shortest else (size, size)
-    if isinstance(size, dict) and set(size) == {"shortest_edge"}:
-        return int(size["shortest_edge"])
-    return _pair(size)
-
-
-def _pair(size: Any) -> tuple[int, int]:
-    if isinstance(size, int):
-        return size, size
-    if isinstance(size, dict) and {"height", "width"} <= set(size):
-        return int(size["height"]), int(size["width"])
-    raise UnsupportedError(
-        f"the size {size} in preprocessor_config.json", hint="Taken: a number, height and width, shortest_edge."
-    )
-
-
-def _per_channel(value: Any, channels: int) -> tuple[float, ...]:
-    values = tuple(float(item) for item in value) if isinstance(value, list | tuple) else (float(value),)
-    return values * channels if len(values) == 1 else values
 
 
 def _tokenizer(assets: Path | None) -> tuple[Any, Mapping[str, Any]]:

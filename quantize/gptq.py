@@ -6,6 +6,7 @@ it was, then the channels are rounded from the most to the least active, so that
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,12 +15,14 @@ from numpy.typing import NDArray
 
 from quantize.blocks import Blocks, Grid, scales
 
-__all__ = ["Hessian", "gptq", "output_error"]
+__all__ = ["Hessian", "Nearest", "gptq", "in_turn", "output_error"]
 
 _DAMPING = 0.01
 _PANEL = 128
 
 Float = NDArray[np.float32]
+Nearest = Callable[[int, Float], tuple[NDArray[Any], Float]]
+"""Of input channel k's weights [N] the codes, and the weights that those stand for."""
 
 
 @dataclass(slots=True, eq=False)
@@ -60,18 +63,28 @@ def gptq(weight: NDArray[Any], hessian: Hessian, grid: Grid) -> tuple[NDArray[np
     Raises ValueError where a weight is NaN or Inf.
     """
     blocks = scales(weight, grid, importance=hessian.mean_square)
+
+    def nearest(channel: int, values: Float) -> tuple[NDArray[Any], Float]:
+        scale, zero = blocks.scale[channel // grid.block_size], blocks.zero[channel // grid.block_size]
+        steps = np.clip(np.rint(values / scale) + zero, grid.lowest, grid.highest)
+        return steps, (steps - zero) * scale
+
+    return in_turn(weight, hessian, nearest, np.int16), blocks
+
+
+def in_turn(weight: NDArray[Any], hessian: Hessian, nearest: Nearest, dtype: type[np.integer[Any]]) -> NDArray[Any]:
+    """The codes [K, N] of a weight whose input channels are rounded by `nearest`, from the most active to the least."""
     order = np.argsort(-np.diag(hessian.total), kind="stable")
     factor = _inverse_factor(hessian.total[np.ix_(order, order)])
     left = np.ascontiguousarray(weight[order], dtype=np.float32)
-    made = np.empty(left.shape, np.int16)
-    group = order // grid.block_size
+    made = np.empty(left.shape, dtype)
     for start in range(0, len(order), _PANEL):
         stop = min(start + _PANEL, len(order))
-        errors = _panel(left, made, slice(start, stop), factor, blocks, group)
+        errors = _panel(left, made, slice(start, stop), factor, order, nearest)
         left[stop:] -= factor[start:stop, stop:].T @ errors
-    integers = np.empty_like(made)
-    integers[order] = made
-    return integers, blocks
+    found = np.empty_like(made)
+    found[order] = made
+    return found
 
 
 def output_error(weight: NDArray[Any], rounded: NDArray[Any], hessian: Hessian) -> tuple[float, float]:
@@ -81,16 +94,13 @@ def output_error(weight: NDArray[Any], rounded: NDArray[Any], hessian: Hessian) 
 
 
 def _panel(
-    left: Float, made: NDArray[np.int16], rows: slice, factor: Float, blocks: Blocks, group: NDArray[np.intp]
+    left: Float, made: NDArray[Any], rows: slice, factor: Float, order: NDArray[np.intp], nearest: Nearest
 ) -> Float:
     """Round the channels of one panel in turn; answers each one's error over its pivot, [panel, N]."""
     errors = np.empty_like(left[rows])
-    lowest, highest = blocks.grid.lowest, blocks.grid.highest
     for index, row in enumerate(range(rows.start, rows.stop)):
-        scale, zero = blocks.scale[group[row]], blocks.zero[group[row]]
-        steps = np.clip(np.rint(left[row] / scale) + zero, lowest, highest)
-        made[row] = steps
-        errors[index] = (left[row] - (steps - zero) * scale) / factor[row, row]
+        made[row], rounded = nearest(int(order[row]), left[row])
+        errors[index] = (left[row] - rounded) / factor[row, row]
         left[row + 1 : rows.stop] -= np.outer(factor[row, row + 1 : rows.stop], errors[index])
     return errors
 

@@ -93,8 +93,9 @@ def _chosen(model: ir.Model, recipe: QuantConfig, *, tied: bool) -> dict[_Unit, 
 
 
 def _in_blocks(spec: ModelSpec, recipe: QuantConfig) -> bool:
-    """Whether the scheme quantizes embedding tables too: weights in integer blocks, of a language model."""
-    return spec.kind == "decoder" and recipe.granularity == "per-block" and recipe.weights in {"int4", "int8"}
+    """Whether the scheme quantizes embedding tables too: weights in blocks or lookup tables, of a language model."""
+    blocks = recipe.granularity == "per-block" and recipe.weights in {"int4", "int8"}
+    return spec.kind == "decoder" and (blocks or recipe.weights == "palette4")
 
 
 def _units(graph: ir.Graph, *, tied: bool) -> list[_Unit]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
@@ -18,10 +19,37 @@ from quantize.tables import Table, find_tables, matches, tie
 from quantize.weights import Weight, plan_linears, plan_tables
 from toolkit.types import Calibration, ModelSpec, PackedWeight, QuantConfig, Step
 
-__all__ = ["quantize_weights"]
+__all__ = ["Parts", "find_parts", "quantize_weights"]
 
 _NAMED = 6
 _NO_BLOCK = "no allowed block size divides the inputs of "
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Parts:
+    """What a weight-only scheme quantizes: Linears but for `excluded`, and a decoder's embedding tables."""
+
+    linears: list[Linear]
+    excluded: list[Linear]
+    tables: list[Table]
+
+
+def find_parts(model: ir.Model, spec: ModelSpec, exclude: tuple[str, ...]) -> Parts:
+    """The parts, each Linear written as MatMul, and heads tied to the table whose copy they hold.
+
+    A table is left out where a pattern matches the module of a lookup or of a tied head.
+    """
+    lift_constants(model)
+    graph = model.graph
+    gemms_to_matmuls(graph)
+    tables: list[Table] = []
+    if spec.kind == "decoder":
+        tie(graph)
+        tables = find_tables(graph)
+    heads = {node for table in tables for node in table.heads}
+    found = [each for each in find_linears(graph) if each.node.op_type == "MatMul" and each.node not in heads]
+    linears, excluded = split_excluded(found, exclude)
+    return Parts(linears, excluded, [table for table in tables if not matches(table, exclude)])
 
 
 def quantize_weights(
@@ -35,20 +63,15 @@ def quantize_weights(
 ) -> list[Step]:
     """Put the weights of all Linears, and a decoder's embedding tables, on block grids, in place.
 
-    A table is left alone where `recipe.exclude` matches the module of a lookup or of a tied head.
     Weights that the source's file had packed in no more bits are written as they were. The others are rounded as
     `recipe.rounding` says, to the nearest where there is no calibration data. With `max_kl`, the weights that move a
     decoder's next-token distribution most take 8 bits until the rest is expected to stay below it.
     Raises StageError where a weight or an activation is NaN or Inf, or a packed weight is not the graph's.
     """
-    lift_constants(model)
-    graph = model.graph
-    gemms_to_matmuls(graph)
-    tables = _tables(graph) if spec.kind == "decoder" else []
-    linears, excluded = _linears(graph, tables, recipe)
-    weights = plan_linears(linears, recipe, last_linears(graph, linears), packed)
-    weights += plan_tables([each for each in tables if not matches(each, recipe.exclude)], recipe, packed)
-    steps = excluded_step(excluded, recipe.exclude)
+    graph, parts = model.graph, find_parts(model, spec, recipe.exclude)
+    weights = plan_linears(parts.linears, recipe, last_linears(graph, parts.linears), packed)
+    weights += plan_tables(parts.tables, recipe, packed)
+    steps = excluded_step(parts.excluded, recipe.exclude)
     by_data = _to_round_by_data(weights, recipe) if calibration is not None else []
     made: dict[Weight, Rounded] = {}
     if by_data and calibration is not None:
@@ -61,17 +84,6 @@ def quantize_weights(
             made[weight] = round_nearest(weight, refined=recipe.rounding == "hqq")
     _write(graph, made)
     return [*_counts(weights, recipe, set(by_data), calibration is None), *steps]
-
-
-def _tables(graph: ir.Graph) -> list[Table]:
-    tie(graph)
-    return find_tables(graph)
-
-
-def _linears(graph: ir.Graph, tables: Sequence[Table], recipe: QuantConfig) -> tuple[list[Linear], list[Linear]]:
-    heads = {node for table in tables for node in table.heads}
-    found = [each for each in find_linears(graph) if each.node.op_type == "MatMul" and each.node not in heads]
-    return split_excluded(found, recipe.exclude)
 
 
 def _to_round_by_data(weights: Sequence[Weight], recipe: QuantConfig) -> list[Weight]:

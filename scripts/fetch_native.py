@@ -7,7 +7,7 @@ headers      C and C++ headers of ONNX Runtime, of the newest release that a pac
 android      ONNX Runtime for Android: four ABIs and its Java classes; with its extensions
 ios          the xcframeworks of ONNX Runtime and of its extensions
 extensions   libortextensions.so for Linux, with the C header
-node         onnxruntime-node with its JavaScript, as an npm project
+node         onnxruntime-node and Hugging Face's tokenizers in JavaScript, as an npm project
 web          onnxruntime-web and Hugging Face's tokenizers in JavaScript, as an npm project
 tensorrt     TensorRT 10.14's headers
 kotlin       the Kotlin compiler, which runs on Java
@@ -30,7 +30,7 @@ from pathlib import Path
 
 RUNTIME = "com.github.asus4.onnxruntime@0.4.9"
 EXTENSIONS = "com.github.asus4.onnxruntime-extensions@0.4.9"
-NODE = {"onnxruntime-node": "1.30.0"}
+NODE = {"onnxruntime-node": "1.30.0", "@huggingface/tokenizers": "0.2.0"}
 WEB = {"onnxruntime-web": "1.30.0", "@huggingface/tokenizers": "0.2.0"}
 KOTLIN = "kotlin-compiler@2.4.20"
 TENSORRT = "kernel-lens==2.0.1"

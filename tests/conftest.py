@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import own_scripts
 import pytest
-
-ROOT = Path(__file__).resolve().parents[1]
+from cpp_program import built
 
 OWN_MODULE = """
 import torch
@@ -63,6 +61,12 @@ def own_module() -> str:
 
 
 @pytest.fixture(scope="session")
+def cpp_programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the C++ project's programs, built once; skips where there is no compiler or no headers."""
+    return built(tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
 def minilm_folder() -> Path:
     """all-MiniLM-L6-v2, trained, with its tokenizer."""
     return _fetched("all-minilm-l6-v2")
@@ -75,14 +79,7 @@ def dinov2_folder() -> Path:
 
 
 def _fetched(name: str) -> Path:
-    path = ROOT / "scripts" / "fetch_models.py"
-    spec = importlib.util.spec_from_file_location("fetch_models", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["fetch_models"] = module
-    spec.loader.exec_module(module)
-    folder: Path = module.default_folder() / name
+    folder: Path = own_scripts.load("fetch_models").default_folder() / name
     if not (folder / "config.json").is_file():
         pytest.skip(f"{name} is not here: run python scripts/fetch_models.py")
     json.loads((folder / "config.json").read_text(encoding="utf-8"))

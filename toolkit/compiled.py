@@ -9,9 +9,18 @@ from typing import Any, Protocol, runtime_checkable
 
 from pydantic import TypeAdapter, ValidationError
 
-from toolkit.types import TargetOptions
+from toolkit.types import Decoder, DecoderSpec, Session, TargetOptions
 
-__all__ = ["BuiltEngine", "ChecksOptions", "Rebuild", "Rebuilds", "Rebuilt", "built_engines", "describe_built"]
+__all__ = [
+    "BuiltEngine",
+    "ChecksOptions",
+    "Interprets",
+    "Rebuild",
+    "Rebuilds",
+    "Rebuilt",
+    "built_engines",
+    "describe_built",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +143,24 @@ class Rebuilds(Protocol):
 
         Raises UnsupportedError where the library of that version is not here, or nothing was compiled.
         """
+        ...
+
+
+@runtime_checkable
+class Interprets(Protocol):
+    """A runtime whose engines can be read back and run without its own library, for what that proves.
+
+    What runs is what was saved, its structure and its weights; `ran_on` says that the runtime's own kernels did not.
+    """
+
+    def interpret(self, folder: Path, engine: Mapping[str, Any]) -> Session:
+        """The engine of a manifest's entry. Raises UnsupportedError that names what is not understood."""
+        ...
+
+    def interpret_decoder(
+        self, folder: Path, engine: Mapping[str, Any], spec: DecoderSpec, *, limit: int, rows: int
+    ) -> Decoder:
+        """A language model with a cache for `rows` rows of `limit` positions; raises as `interpret` does."""
         ...
 
 

@@ -16,7 +16,8 @@ from toolkit.drift.gates import parse_gate
 from toolkit.errors import UnsupportedError, UsageError
 from toolkit.recipe.changes import require_taken
 from toolkit.recipe.document import Data, Quantization
-from toolkit.recipe.layers import check_layers, recipe_of_scheme, schemes_used
+from toolkit.recipe.layers import check_layers, own_recipes, recipe_of_target
+from toolkit.recipe.own import own_recipe
 from toolkit.target import Target, parse_target, schemes_for
 from toolkit.types import (
     DEFAULT_OPTIONS,
@@ -79,6 +80,10 @@ class Plan:
         """The gate of that scheme for this model, with the bounds that the user replaced."""
         return self.gate(plugins.scheme(scheme).recipe(self.spec).gate)
 
+    def target_gate(self, target: Target) -> Gate:
+        """The gate of the target's scheme, in the form that its runtime takes, with the same."""
+        return self.gate(own_recipe(target, self.spec).gate)
+
     def calibrate(self) -> Calibration:
         """The data that activations are measured on; read once here, so that a bad file is told at once."""
         return plugins.family(self.spec.family).calibration(self.spec, self.request.calibration)
@@ -92,7 +97,7 @@ class Plan:
 
     def recipe(self, target: Target) -> QuantConfig:
         """The recipe of the target's scheme for this model, with what the user changed."""
-        return recipe_of_scheme(self.request.recipe, target.scheme, self.spec)
+        return recipe_of_target(self.request.recipe, target, self.spec)
 
     def as_json(self) -> dict[str, Any]:
         """The plan as plain JSON types."""
@@ -147,8 +152,7 @@ def plan(request: Request) -> Plan:
         _check_kind("quantize.schemes", "scheme", target.scheme, spec.kind)
         _check_pair(target, spec.kind)
     check_layers(request.recipe, targets, spec)
-    schemes = [name for target in targets for name in schemes_used(request.recipe, target.scheme, spec)]
-    require_taken(request.recipe, {name: plugins.scheme(name).recipe(spec) for name in schemes})
+    require_taken(request.recipe, [own_recipes(request.recipe, target, spec) for target in targets])
     if request.require_engine:
         _require_builders(targets)
     return the_plan

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from runtimes import portable_decoder, portable_session
 from toolkit import plugins
+from toolkit.compiled import Interprets
 from toolkit.continuation import with_continuations
 from toolkit.drift.measure import judged, measure, observe, task_output
 from toolkit.greedy import Greedy
@@ -80,21 +83,31 @@ class Reference:
         )
 
     def engine_drift(self, engine: Engine, target: Target, plan: Plan) -> StageDrift:
-        """How far what ships is: the engine where it runs here, else the very graph that it was compiled from."""
-        from toolkit.bundle.write import engine_mapping
-
-        path, gate, spec = engine.graph.path, plan.scheme_gate(target.scheme), plan.spec
-        executed = engine.status == "executed"
-        runtime = plugins.runtime(target.runtime)
-        entry = engine_mapping(engine)
-        session = runtime.session(path.parent, entry) if executed else portable_session(path)
-        drift = self.drift("engine" if executed else "lower", session, plan, gate)
+        """How far what ships is: the engine where it runs here or is read back, else the graph it was compiled from."""
+        gate, spec, way = plan.target_gate(target), plan.spec, _Way.of(engine, target)
+        drift = self.drift(way.stage, way.session(), plan, gate)
         if self.greedy is None or spec.decoder is None:
             return drift
-        limit, rows = self.greedy.positions, len(self.greedy.prompts)
-        decoder: Decoder = (
-            runtime.decoder(path.parent, entry, spec.decoder, limit=limit, rows=rows)
-            if executed
-            else portable_decoder(path, spec.decoder, limit=limit, rows=rows)
-        )
+        decoder = way.decoder(spec.decoder, limit=self.greedy.positions, rows=len(self.greedy.prompts))
         return drift.with_greedy(self.greedy.compare(decoder))
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """What of an engine can run here, and the stage that this is the drift of."""
+
+    stage: str
+    session: Callable[[], Session]
+    decoder: Callable[..., Decoder]
+
+    @classmethod
+    def of(cls, engine: Engine, target: Target) -> Self:
+        from toolkit.bundle.write import engine_mapping
+
+        path, runtime = engine.graph.path, plugins.runtime(target.runtime)
+        opened = path.parent, engine_mapping(engine)
+        if engine.status == "executed":
+            return cls("engine", partial(runtime.session, *opened), partial(runtime.decoder, *opened))
+        if engine.status == "built" and isinstance(runtime, Interprets):
+            return cls("engine", partial(runtime.interpret, *opened), partial(runtime.interpret_decoder, *opened))
+        return cls("lower", partial(portable_session, path), partial(portable_decoder, path))

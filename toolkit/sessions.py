@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from toolkit import plugins
+from toolkit.compiled import Interprets
 from toolkit.errors import MissingDependencyError, UnsupportedError, UsageError
 
 if TYPE_CHECKING:
@@ -48,16 +49,16 @@ def open_graph(bundle: Bundle) -> Session:
 
 
 class EngineOrGraph:
-    """Opens what a bundle is verified by: its engine where it runs here, else the graph it was built from.
+    """Opens what a bundle is verified by: its engine where it runs here or can be read back, else the graph behind it.
 
     An engine that was executed when it was exported is not replaced in silence: where it cannot run, opening raises
-    as `open_engine` does, unless `on_cpu` asks for the graph. Once opened, `executes` says which it was, and
-    `reason` why an engine that was only built did not run.
+    as `open_engine` does, unless `on_cpu` asks for the graph. Once opened, `executes` and `interprets` say which it
+    was, and `reason` why an engine that was only built did not run.
     """
 
     def __init__(self, bundle: Bundle, *, on_cpu: bool) -> None:
         self._bundle, self._on_cpu = bundle, on_cpu
-        self.executes, self.reason = False, ""
+        self.executes, self.interprets, self.reason = False, False, ""
 
     def open(self) -> Session:
         """The session; the caller closes it."""
@@ -71,8 +72,21 @@ class EngineOrGraph:
                 raise
             # Without what `open_engine` puts before the runtime's own words.
             self.reason = str(error.__cause__ if isinstance(error.__cause__, UnsupportedError) else error)
-            return open_graph(self._bundle)
+            return self._read_back() or open_graph(self._bundle)
         self.executes = True
+        return session
+
+    def _read_back(self) -> Session | None:
+        """The engine as its runtime reads it back, where that can."""
+        runtime = plugins.runtime(self._bundle.manifest.target.runtime)
+        if self._bundle.manifest.engine.status != "built" or not isinstance(runtime, Interprets):
+            return None
+        try:
+            session = runtime.interpret(self._bundle.folder, self._bundle.manifest.engine_mapping())
+        except MissingDependencyError as error:
+            self.reason = f"{self.reason}; {error}"
+            return None
+        self.interprets = True
         return session
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +28,7 @@ from toolkit.reference import Reference
 from toolkit.target import Target
 
 if TYPE_CHECKING:
+    from toolkit.processing import Processing
     from toolkit.types import (
         Calibration,
         Engine,
@@ -59,6 +60,7 @@ class Stages:
     quantized: dict[str, QuantizedGraph] = field(default_factory=dict)
     measured: set[Target] = field(default_factory=set)
     canonical: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    around: tuple[Processing, Processing] | None = None
 
     @classmethod
     @contextmanager
@@ -94,18 +96,17 @@ class Stages:
         return reference, exported
 
     def quantize(self, exported: ExportedGraph, reference: Reference, target: Target) -> QuantizedGraph:
-        """Write the target's precision into the graph; targets of one scheme share the result."""
-        if target.scheme in self.quantized:
-            return self.quantized[target.scheme]
+        """Write the target's precision into the graph; targets whose scheme has one recipe share the result."""
+        name = self._recipe_name(target)
+        if name in self.quantized:
+            return self.quantized[name]
         with self.watch.stage("quantize", target.scheme) as row:
-            graph = quantize_graph(exported, self.plan, target, self.work / target.scheme, self._calibrate)
+            graph = quantize_graph(exported, self.plan, target, self.work / name, self._calibrate)
             unchanged = graph.path == exported.path
-            name = f"quantize-{target.scheme}"
-            drift = (
-                None if unchanged else self._measure(name, graph.path, reference, self.plan.scheme_gate(target.scheme))
-            )
+            gate = self.plan.target_gate(target)
+            drift = None if unchanged else self._measure(f"quantize-{name}", graph.path, reference, gate)
             row.said = "nothing to do" if unchanged else _said(graph.steps[len(exported.steps) :], drift)
-        self.quantized[target.scheme] = graph
+        self.quantized[name] = graph
         return graph
 
     def lower(self, quantized: QuantizedGraph, target: Target) -> LoweredGraph:
@@ -130,8 +131,9 @@ class Stages:
         with self.watch.stage("verify", str(target)) as row:
             last = reference.engine_drift(engine, target, self.plan)
             before = [self.drift["export"]]
-            if "quantize-" + target.scheme in self.drift:
-                before.append(self.drift["quantize-" + target.scheme])
+            quantized = f"quantize-{self._recipe_name(target)}"
+            if quantized in self.drift:
+                before.append(self.drift[quantized])
             report = DriftReport.of(reference.ran_on, [*before, last])
             raise_if_failed(report)
             row.said = f"{_short(last)} on {last.ran_on}"
@@ -144,6 +146,7 @@ class Stages:
         place, recipe, spec = self.places[target], self.plan.recipe(target), self.plan.spec
         with self.watch.stage("bundle", str(target)) as row:
             assets = plugins.family(spec.family).assets(spec)
+            before, after = self._around(assets)
             contents = Contents(
                 spec=spec,
                 target=target,
@@ -155,8 +158,8 @@ class Stages:
                 evaluation=reference.evaluation,
                 evaluation_reference=reference.evaluation_outputs,
                 assets=assets,
-                preprocessing=preprocessing(spec, assets),
-                postprocessing=postprocessing(spec, assets),
+                preprocessing=before,
+                postprocessing=after,
                 calibration=self.calibration if recipe.measured_by or target in self.measured else None,
                 calibration_method=recipe.measured_by or "ranges",
                 allow_unfused=_unfused(engine),
@@ -166,6 +169,19 @@ class Stages:
             place.publish()
             row.said = str(self.plan.folder(target))
         return self.plan.folder(target)
+
+    def _recipe_name(self, target: Target) -> str:
+        """The scheme, numbered where a runtime takes it in another form than the first of the targets."""
+        every = [self.plan.recipe(each) for each in self.plan.targets if each.scheme == target.scheme]
+        recipes = [recipe for index, recipe in enumerate(every) if recipe not in every[:index]]
+        number = recipes.index(self.plan.recipe(target)) + 1
+        return target.scheme if number == 1 else f"{target.scheme}-{number}"
+
+    def _around(self, assets: Sequence[Path]) -> tuple[Processing, Processing]:
+        """What stands before and after the model, made once for all targets."""
+        if self.around is None:
+            self.around = preprocessing(self.plan.spec, assets), postprocessing(self.plan.spec, assets)
+        return self.around
 
     def _shared(self, reference: Reference) -> str:
         """What the row says where samples are in both sets; a set that is not open yet is told of in the bundle."""

@@ -47,6 +47,7 @@ __all__ = [
     "TargetOptions",
     "TensorSpec",
     "Tensors",
+    "WeightOnly",
 ]
 
 Tensors = Mapping[str, NDArray[Any]]
@@ -486,12 +487,21 @@ class Scheme(Protocol):
         ...
 
 
+@runtime_checkable
+class WeightOnly(Protocol):
+    """What a scheme also is that quantizes activations, and whose weights can be had without."""
+
+    def weight_only(self, spec: ModelSpec) -> QuantConfig:
+        """How this model is quantized where activations stay as they are; held to a gate of its own."""
+        ...
+
+
 class Runtime(Protocol):
     """A runtime: one folder in `runtimes/`, exposing an instance as `RUNTIME`.
 
     Its `__init__.py` also holds literals that listing reads without importing it: `SCHEMES`, `KINDS`, and `OPTIONS`,
     the options of `toolkit export` that it takes, as `arch`. `SCHEME_KINDS` gives the kinds of a scheme that it takes
-    for some only.
+    for some only, `WEIGHT_ONLY` the schemes of which it runs the weights, but no quantized activations.
     """
 
     def readiness(self) -> Readiness:

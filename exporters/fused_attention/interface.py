@@ -51,8 +51,7 @@ def swap_attention(
 
     `fused(module, ...)` is called as Transformers calls the module, and answers what it does; only while the toolkit's
     attention is selected and, where it is `cached`, a cache is active. Otherwise the module stays itself.
-    `set_attn_implementation` then works
-    on the model, whose own code would refuse it.
+    `set_attn_implementation` then works on the model, whose own code would refuse it.
     """
 
     def select(name: str) -> None:

@@ -57,11 +57,13 @@ WHOLE = ("bert", "vit", "vit-digits", "module", DECODER)
 """One family of each kind, and the trained one, go to every target; the others to all that gives a graph of its own."""
 REPEATED = frozenset(
     {
-        "openvino-fp32", "openvino-bf16", "ort-cuda-fp32", "ort-cuda-fp16", "ort-cuda-int4", "ort-trt-fp32",
-        "ort-trt-fp16", "ort-trt-bf16", "trt-fp32", "trt-rtx-fp16",
+        "coreml-fp16", "coreml-int8", "coreml-palettized", "openvino-fp32", "openvino-bf16", "ort-cuda-fp32",
+        "ort-cuda-fp16", "ort-cuda-int4", "ort-mobile-fp32", "ort-mobile-fp16", "ort-trt-fp32", "ort-trt-fp16",
+        "ort-trt-bf16", "trt-fp32", "trt-rtx-fp16",
     }
 )  # fmt: skip
-"""Lowered by rules that openvino-int8, ort-cpu, ort-cuda-bf16, ort-trt-int8 or trt-fp16 take the same graph through."""
+"""Lowered by rules that the same graph goes through for coreml-int4, openvino-int8, ort-cpu, ort-cuda-bf16,
+ort-mobile-int8, ort-trt-int8 or trt-fp16."""
 
 
 def subjects() -> Iterator[Any]:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
+from cpp_program import native, run
 
 from model_zoo._source import fetched
 from toolkit.bundle.read import Bundle, open_bundle, report
@@ -38,14 +43,63 @@ def assert_sound(bundles: dict[str, Bundle], attentions: int) -> None:
     assert (last(bundles["trt-fp16"]).worst().sqnr_db or 0) > 50
 
 
+@pytest.fixture(scope="module")
+def minilm(minilm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
+    return to_every_target(str(minilm_folder), tmp_path_factory.mktemp("minilm"))
+
+
+@pytest.fixture(scope="module")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if fetched("smollm2-135m-instruct") is None:
+        pytest.skip("smollm2 is not here: run python scripts/fetch_models.py")
+    output = tmp_path_factory.mktemp("smollm2")
+    (folder,) = export(plan(Request("smollm2-135m-instruct", ("ort-cpu-int4",), output=output, offline=True)))
+    return folder
+
+
+def program(folder: Path, name: str, *arguments: object) -> str:
+    """What a C++ program prints, which must end well; with the tokenizer operators that were fetched."""
+    library = native("extensions") / "libortextensions.so"
+    command = [str(folder / name), *map(str, arguments)]
+    return run(*command, env={**os.environ, "TOOLKIT_EXTENSIONS": str(library)}).stdout
+
+
+def require_graphs(bundle: Bundle) -> None:
+    preprocess = bundle.manifest.preprocess
+    if preprocess is None or preprocess.graph is None:
+        pytest.skip("the bundle has no tokenizer graph")
+
+
 @pytest.mark.heavy
-def test_minilm(minilm_folder: Path, tmp_path: Path) -> None:
-    bundles = to_every_target(str(minilm_folder), tmp_path)
+def test_minilm(minilm: dict[str, Bundle]) -> None:
+    bundles = minilm
     assert_sound(bundles, attentions=6)
     assert [tensor.name for tensor in bundles["trt-int8"].manifest.outputs] == ["embedding"]
     task = last(bundles["trt-fp16"]).task
     assert task is not None
     assert (task.overlap_at_10 or 0) > 0.99
+
+
+@pytest.mark.heavy
+def test_minilm_in_cpp_proves_itself(minilm: dict[str, Bundle], cpp_programs: Path) -> None:
+    for target in ("ort-cpu-fp32", "ort-cpu-int8"):
+        assert program(cpp_programs, "selftest", minilm[target].folder).endswith("selftest passed\n")
+
+
+@pytest.mark.heavy
+def test_minilm_in_cpp_embeds_texts_as_the_toolkit_does(minilm: dict[str, Bundle], cpp_programs: Path) -> None:
+    bundle = minilm["ort-cpu-fp32"]
+    require_graphs(bundle)
+    texts = ["a cat on a mat", "a dog on a log", "引力 🎉"]
+    said = CliRunner().invoke(main, ["run", str(bundle.folder), *texts, "--json"])
+    printed = program(cpp_programs, "embed", bundle.folder, *texts)
+    cosines = [[float(value) for value in line.split()] for line in printed.splitlines()[-3:]]
+    answer = json.loads(said.stdout)
+    for own, theirs in zip(cosines, answer["cosine"], strict=True):
+        assert own == pytest.approx(theirs, abs=1e-5)
+    for line, row in zip(printed.splitlines(), answer["rows"], strict=False):
+        first = [float(value) for value in re.findall(r"-?\d+\.\d{6}", line)]
+        assert first == pytest.approx(row["embedding"]["first"], abs=1e-5)
 
 
 @pytest.mark.heavy
@@ -72,11 +126,8 @@ def test_vit_digits_keeps_its_accuracy(tmp_path: Path) -> None:
 
 
 @pytest.mark.heavy
-def test_smollm2_carried_over_from_its_gguf_answers_a_question(tmp_path: Path) -> None:
-    if fetched("smollm2-135m-instruct") is None:
-        pytest.skip("smollm2 is not here: run python scripts/fetch_models.py")
-    request = Request(model="smollm2-135m-instruct", targets=("ort-cpu-int4",), output=tmp_path, offline=True)
-    (folder,) = export(plan(request))
+def test_smollm2_carried_over_from_its_gguf_answers_a_question(smollm2: Path) -> None:
+    folder = smollm2
     bundle = open_bundle(folder)
     drift = last(bundle)
     assert drift.stage == "engine"
@@ -94,3 +145,29 @@ def test_smollm2_carried_over_from_its_gguf_answers_a_question(tmp_path: Path) -
     assert "Paris" in result.output
     checked = CliRunner().invoke(main, ["check", str(folder)])
     assert checked.exit_code == 0, checked.output
+
+
+@pytest.mark.heavy
+def test_smollm2_in_cpp_proves_itself_and_takes_the_same_tokens(
+    smollm2: Path, cpp_programs: Path, tmp_path: Path
+) -> None:
+    assert program(cpp_programs, "selftest", smollm2).endswith("selftest passed\n")
+    tokens = np.random.default_rng(3).integers(100, 40000, 530)  # more than one chunk of a prompt
+    np.savez(tmp_path / "tokens.npz", input_ids=tokens[None], attention_mask=np.ones((1, 530), np.int64))
+    asked = ["run", str(smollm2), str(tmp_path / "tokens.npz"), "--max-new-tokens", "16", "--json"]
+    wanted = json.loads(CliRunner().invoke(main, asked).stdout)["completions"][0]["tokens"]
+    spelled = " ".join(map(str, tokens))
+    printed = program(cpp_programs, "generate", smollm2, "--tokens", spelled, "--max-new-tokens", 16)
+    assert [int(token) for token in printed.split()] == wanted
+
+
+@pytest.mark.heavy
+def test_smollm2_in_cpp_streams_the_same_text(smollm2: Path, cpp_programs: Path) -> None:
+    require_graphs(open_bundle(smollm2))
+    prompt = "Gravity is 引力 🎉 and"
+    asked = ["run", str(smollm2), "--prompt", prompt, "--raw", "--max-new-tokens", "24", "--json"]
+    wanted = json.loads(CliRunner().invoke(main, asked).stdout)["completions"][0]["text"]
+    assert program(cpp_programs, "generate", smollm2, prompt, "--max-new-tokens", 24) == wanted + "\n"
+    question = "What is the capital of France? Answer in one sentence."
+    system = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+    assert "Paris" in program(cpp_programs, "generate", smollm2, question, "--chatml", "--system", system)

@@ -141,4 +141,4 @@ def test_nan_in_a_weight_names_the_module() -> None:
 def test_only_modules_can_be_excluded() -> None:
     assert tuned(parse_changes("exclude=*.fc1"), SCHEME.config).exclude == ("*.fc1",)
     with pytest.raises(UsageError, match="no 'block-size'"):
-        require_taken(parse_changes("block-size=32"), {"nvfp4": SCHEME.config})
+        require_taken(parse_changes("block-size=32"), [{"nvfp4": SCHEME.config}])

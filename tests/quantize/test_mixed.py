@@ -22,7 +22,8 @@ from runtimes import portable_session
 from toolkit import plugins
 from toolkit.errors import StageError, UsageError
 from toolkit.recipe.changes import parse_changes
-from toolkit.recipe.layers import recipe_of_scheme
+from toolkit.recipe.layers import recipe_of_target
+from toolkit.target import Target
 from toolkit.types import LoweredGraph, ModelSpec, QuantConfig, QuantizedGraph, TargetOptions
 
 FEED = dict(next(images(1, seed=9).batches()))
@@ -30,7 +31,7 @@ MIXED = "layers=block.attention.[qk]_proj:int4;block.fc2:fp32;block.fc1:fp16;*:i
 
 
 def recipe(text: str, scheme: str, spec: ModelSpec = SPEC) -> QuantConfig:
-    return recipe_of_scheme(parse_changes(text), scheme, spec)
+    return recipe_of_target(parse_changes(text), Target("ort-cpu", scheme), spec)
 
 
 def quantized(scheme: str, text: str, folder: Path, model: ir.Model | None = None) -> QuantizedGraph:

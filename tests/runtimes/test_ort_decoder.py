@@ -20,7 +20,8 @@ from runtimes.ort_cuda import RUNTIME as CUDA_RUNTIME
 from toolkit.errors import UsageError
 from toolkit.generation.session_decoder import SessionDecoder
 from toolkit.recipe.changes import parse_changes
-from toolkit.recipe.layers import recipe_of_scheme
+from toolkit.recipe.layers import recipe_of_target
+from toolkit.target import Target
 from toolkit.types import ExportedGraph
 
 LIMIT = 24
@@ -273,7 +274,7 @@ def test_layers_of_several_precisions_keep_their_numbers(llama_last, tmp_path):
     """What is merged, packed or fed to the cache's attention in one precision must not be so in four."""
     source, _ = llama_last
     changes = parse_changes("layers=*.q_proj:int4;*.k_proj:fp32;*.o_proj:fp16;*.0.mlp.*:int4;lm_head:fp16")
-    recipe = recipe_of_scheme(changes, "int8", source.spec)
+    recipe = recipe_of_target(changes, Target("ort-cpu", "int8"), source.spec)
     exported = ExportedGraph(source.path, source.sha256, source.spec)
     graph = quantize(exported, "int8", None, tmp_path / "quantized", recipe=recipe)
     lowered = RUNTIME.lower(graph, tmp_path / "lowered")

@@ -8,7 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from toolkit.bundle.testdata import read_evaluation, read_golden, write_evaluation, write_golden
+from toolkit.bundle.testdata import (
+    read_evaluation,
+    read_golden,
+    read_sets,
+    write_evaluation,
+    write_golden,
+    write_sets,
+)
 from toolkit.errors import UsageError
 from toolkit.types import Dim, Evaluation, ModelSpec, TensorSpec
 
@@ -92,3 +99,14 @@ def test_a_safetensors_file_of_something_else_is_refused(tmp_path: Path) -> None
     save_file({"weight": np.zeros(3, np.float32)}, tmp_path / "e")
     with pytest.raises(UsageError, match="no evaluation file"):
         read_evaluation(tmp_path / "e")
+
+
+def test_texts_are_kept_as_utf8_whatever_the_array_is_made_of(tmp_path: Path) -> None:
+    spec = (TensorSpec("text", "string", ("batch",)),)
+    texts = ["", "naïve 👍🏽 東京", "tab\tline\n\ufeff\uffff"]
+    given = [{"text": np.array(texts)}, {"text": np.array(texts, dtype=object)}]
+    write_sets(tmp_path, "preprocess_data_set_", given, given, (spec, spec))
+    for tensors in (*read_sets(tmp_path, "preprocess_data_set_")[0], *read_sets(tmp_path, "preprocess_data_set_")[1]):
+        assert tensors["text"].tolist() == texts
+        assert tensors["text"].dtype == object
+    assert "東京".encode() in (tmp_path / "preprocess_data_set_0" / "input_0.pb").read_bytes()

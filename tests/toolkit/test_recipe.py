@@ -13,7 +13,7 @@ from toolkit.errors import UnsupportedError, UsageError
 from toolkit.pipeline import export
 from toolkit.plan import Request, plan
 from toolkit.recipe.changes import parse_changes, require_taken, tuned
-from toolkit.recipe.layers import check_layers, recipe_of_scheme
+from toolkit.recipe.layers import check_layers, recipe_of_target
 from toolkit.target import parse_target
 from toolkit.types import ModelSpec, QuantConfig
 
@@ -53,19 +53,19 @@ def test_each_key_changes_its_part() -> None:
 )
 def test_what_would_change_nothing_is_refused(text: str, scheme: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        require_taken(parse_changes(text), {scheme: recipe(scheme)})
+        require_taken(parse_changes(text), [{scheme: recipe(scheme)}])
 
 
 def test_layers_are_read_in_order() -> None:
     changes = parse_changes("layers= *.query:int4 ; *.fc2 :fp32,block-size=64")
     assert list(changes.layers.items()) == [("*.query", "int4"), ("*.fc2", "fp32")]
-    made = recipe_of_scheme(changes, "int8", ENCODER)
+    made = recipe_of_target(changes, parse_target("ort-cpu-int8"), ENCODER)
     assert made.layers == (("*.query", "int4"), ("*.fc2", "fp32"))
     assert (made.others["int4"].block_size, made.others["int4"].layers) == (
         64,
         (("*.query", "int4"), ("*.fc2", "fp32")),
     )
-    assert recipe_of_scheme(changes, "fp32", ENCODER) == recipe("fp32", ENCODER)
+    assert recipe_of_target(changes, parse_target("ort-cpu-fp32"), ENCODER) == recipe("fp32", ENCODER)
 
 
 @pytest.mark.parametrize(
@@ -105,3 +105,9 @@ def test_the_line_quantizes_as_the_recipe_says(tmp_path: Path) -> None:
     sizes = {node.attributes.get_int("K", 0): node.attributes.get_int("block_size", 0) for node in products}
     assert sizes == {width: 64 if width % 64 == 0 else 32 for width in sizes}
     assert 64 in sizes.values()
+
+
+def test_palettized_weights_can_be_excluded_but_not_blocked() -> None:
+    require_taken(parse_changes("exclude=*.head,layers=*.fc1:fp16"), [{"palettized": recipe("palettized")}])
+    with pytest.raises(UsageError, match="has no 'block-size'"):
+        require_taken(parse_changes("block-size=32"), [{"palettized": recipe("palettized")}])

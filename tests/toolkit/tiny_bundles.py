@@ -30,9 +30,12 @@ def image_weights():
 
 
 def image_bundle(
-    folder, *, status="executed", runtime="ort-cpu", spoil=0.0, gate=GATE, family="vit", source_name="none"
+    folder, *, status="executed", runtime="ort-cpu", spoil=0.0, gate=GATE, family="vit", source_name="none", **beside
 ):
-    """A vision bundle. `spoil` is added to the stored reference outputs, so that `check` sees that much drift."""
+    """A vision bundle. `spoil` is added to the stored reference outputs, so that `check` sees that much drift.
+
+    `beside` may hold the `preprocessing` and the `postprocessing`.
+    """
     source = folder.with_name(f"{folder.name}-source")
     source.mkdir(parents=True)
     first, second = image_weights()
@@ -47,8 +50,9 @@ def image_bundle(
     )  # fmt: skip
     stored = [{"logits": one["logits"] + np.float32(spoil)} for one in outputs]
     return _bundle(
-        folder, source, spec, inputs=inputs, outputs=outputs, stored=stored, status=status, runtime=runtime, gate=gate
-    )
+        folder, source, spec, inputs=inputs, outputs=outputs, stored=stored, status=status, runtime=runtime, gate=gate,
+        **beside,
+    )  # fmt: skip
 
 
 def text_bundle(folder: Path) -> Path:
@@ -75,8 +79,9 @@ def text_bundle(folder: Path) -> Path:
 
 
 def _bundle(
-    folder, source, spec, *, inputs, outputs, stored, assets=(), status="executed", runtime="ort-cpu", gate=GATE
-):
+    folder, source, spec, *, inputs, outputs, stored, assets=(), status="executed", runtime="ort-cpu", gate=GATE,
+    **beside,
+):  # fmt: skip
     folder.mkdir(parents=True)
     path = source / "model.onnx"
     lowered = LoweredGraph(
@@ -95,6 +100,7 @@ def _bundle(
     contents = Contents(
         spec=spec, target=Target(runtime, "fp32"), engine=Engine(lowered, status, "test builder 1", files, reason),
         report=DriftReport.of("numpy", [stage]), golden=inputs, golden_reference=stored, assets=assets,
+        **beside,
     )  # fmt: skip
     write_bundle(folder, contents, command="toolkit export --model tiny", gate=gate)
     return folder

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from glob import escape
 from typing import TYPE_CHECKING, Literal
 
-from toolkit import plugins
 from toolkit.bisect.order import by_weights, quantized_modules
 from toolkit.bisect.result import BisectAttempt, BisectResult
 from toolkit.bisect.search import smallest
@@ -18,6 +17,7 @@ from toolkit.errors import StageError
 from toolkit.progress import Silent, Watch
 from toolkit.recipe.changes import require_taken
 from toolkit.recipe.document import Quantization
+from toolkit.recipe.own import own_recipe
 from toolkit.target import Target
 
 if TYPE_CHECKING:
@@ -44,8 +44,8 @@ def bisect(
     Raises UsageError for a scheme that excludes nothing, and as the line's own stages do.
     """
     given = bench.plan.request.recipe if quantization is None else quantization
-    recipe = plugins.scheme(target.scheme).recipe(bench.plan.spec)
-    require_taken(Quantization(exclude=("*",)), {target.scheme: recipe})
+    recipe = own_recipe(target, bench.plan.spec)
+    require_taken(Quantization(exclude=("*",)), [{target.scheme: recipe}])
     kept = given if given.exclude else given.model_copy(update={"exclude": recipe.exclude})
     trials = _Trials(bench, target, kept, watch or Silent())
     first = trials.first(given)
@@ -89,7 +89,7 @@ class _Trials:
         start = time.monotonic()
         with self.watch.stage("bisect", str(self.target)) as row:
             drift, _ = self._measured(Target(self.target.runtime, _UNQUANTIZED), Quantization())
-            gate = self.bench.plan.scheme_gate(self.target.scheme)
+            gate = self.bench.plan.target_gate(self.target)
             made = self._note(self.modules, judge(drift, gate), start)
             row.said = self._said(made)
         return made
@@ -122,7 +122,7 @@ class _Trials:
         return BisectResult(
             model=self.bench.plan.spec.name,
             target=str(self.target),
-            gate=self.bench.plan.scheme_gate(self.target.scheme),
+            gate=self.bench.plan.target_gate(self.target),
             outcome=outcome,
             excluded=tuple(excluded),
             minimal=bool(excluded) and self._is_minimal(excluded),
@@ -166,7 +166,7 @@ class _Trials:
 def _order(trials: _Trials, ranking: Sequence[str] | None) -> list[str]:
     """All modules: the suspects that were named, then the others by what was measured."""
     bench = trials.bench
-    levels = 7 if plugins.scheme(trials.target.scheme).recipe(bench.plan.spec).weights == "int4" else 127
+    levels = 7 if own_recipe(trials.target, bench.plan.spec).weights == "int4" else 127
     with trials.watch.stage("rank", str(trials.target)) as row:
         measured = by_weights(bench.exported.path, trials.modules, bench.reference.golden[0], levels)
         row.said = f"by what rounding one weight does to the outputs: {', '.join(measured[:3])}"

@@ -99,8 +99,8 @@ def require_unchanged(bundle: Bundle) -> None:
         )
 
 
-def describe_status(bundle: Bundle, ran_on: str, *, executes: bool) -> str:
-    """One sentence on what drift was measured on: the engine itself, or the graph it was compiled from."""
+def describe_status(bundle: Bundle, ran_on: str, *, executes: bool, interprets: bool = False) -> str:
+    """One sentence on what drift was measured on: the engine itself, run or read back, or the graph it was made of."""
     engine = bundle.manifest.engine
     why = f" ({engine.reason})" if engine.reason else ""
     if engine.status == "executed":
@@ -109,6 +109,11 @@ def describe_status(bundle: Bundle, ran_on: str, *, executes: bool) -> str:
         return (
             f"The engine was compiled by {engine.builder} where it could not run; it has run here now, and drift is "
             f"that of {ran_on}."
+        )
+    if interprets:
+        return (
+            f"The engine was compiled by {engine.builder}; drift is that of its saved files, read back and run by the "
+            f"{ran_on}."
         )
     if engine.status == "built":
         return (

@@ -10,7 +10,7 @@ from toolkit.bundle.manifest import ProcessingEntry
 from toolkit.processing import Processing
 from toolkit.types import TensorSpec
 
-__all__ = ["GRAPHS", "write_processing"]
+__all__ = ["GRAPHS", "Place", "write_processing"]
 
 Place = Literal["preprocess", "postprocess"]
 GRAPHS: dict[Place, str] = {"preprocess": "preprocess.onnx", "postprocess": "postprocess.onnx"}

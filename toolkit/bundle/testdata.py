@@ -111,9 +111,15 @@ def _write_set(place: Path, word: str, tensors: Tensors, names: Sequence[str]) -
     files = []
     for index, name in enumerate(names):
         path = place / f"{word}_{index}.pb"
-        path.write_bytes(numpy_helper.from_array(np.asarray(tensors[name], order="C"), name).SerializeToString())
+        path.write_bytes(numpy_helper.from_array(_plain(tensors[name]), name).SerializeToString())
         files.append(path)
     return files
+
+
+def _plain(values: NDArray[Any]) -> NDArray[Any]:
+    """The array as ONNX's reader of arrays takes it: texts as objects, which become UTF-8."""
+    array = np.asarray(values, order="C")
+    return array.astype(object) if array.dtype.kind == "U" else array
 
 
 def _read_set(place: Path, word: str) -> dict[str, NDArray[Any]]:

@@ -12,7 +12,10 @@ from toolkit.commands import example, json_option
 from toolkit.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from toolkit.bundle.read import Bundle
+    from toolkit.bundle.replay import Replayed
     from toolkit.drift.report import DriftReport
     from toolkit.types import TargetOptions
 
@@ -34,9 +37,11 @@ def command(
     """Verify a bundle again from its own files: hashes, golden inputs, drift gates.
 
     Needs no PyTorch and no network. An engine that was built elsewhere is measured itself where it runs here; where
-    it does not, its hash is verified and the graph it was built from is measured on ONNX Runtime. Exit code 6 if a
-    gate fails. With --rebuild, engines are compiled again from the bundle's own graph as engine.lock.json says: exit
-    code 5 if one has other bytes, 4 if that version of the library is not here.
+    it does not, its hash is verified and the graph it was built from is measured on ONNX Runtime. A Core ML package
+    is read back and interpreted, which needs PyTorch and coremltools. The graphs before and after the model are run on
+    their samples. Exit code 6 if a gate fails or such a graph differs. With --rebuild,
+    engines are compiled again from the bundle's own graph as engine.lock.json says: exit code 5 if one has other
+    bytes, 4 if that version of the library is not here.
     """
     if rebuild:
         if on_cpu:
@@ -84,26 +89,29 @@ def _rebuild(folder: Path, options: TargetOptions, as_json: bool) -> None:
 def _check(bundle: Path, on_cpu: bool, as_json: bool) -> None:
     from toolkit.bundle.check import check, describe_status
     from toolkit.bundle.read import open_bundle
+    from toolkit.bundle.replay import raise_if_moved, replay
     from toolkit.drift.gates import raise_if_failed
     from toolkit.sessions import EngineOrGraph
 
     opened = open_bundle(bundle)
     choice = EngineOrGraph(opened, on_cpu=on_cpu)
     report = check(opened, choice.open)
+    replayed = replay(opened)
     ran_on = report.stages[-1].ran_on
-    told = describe_status(opened, ran_on, executes=choice.executes)
-    if not choice.executes and opened.manifest.engine.status == "built":
+    told = describe_status(opened, ran_on, executes=choice.executes, interprets=choice.interprets)
+    if not (choice.executes or choice.interprets) and opened.manifest.engine.status == "built":
         told += " The engine's own bytes were verified by their hash only."
         if choice.reason and choice.reason not in opened.manifest.engine.reason:
             told += f" It did not run now either: {choice.reason}."
     if as_json:
-        _print_json(opened, report, told, ran_on)
+        _print_json(opened, report, replayed, told, ran_on)
     else:
-        _print(opened, report, told)
+        _print(opened, report, replayed, told)
     raise_if_failed(report)
+    raise_if_moved(replayed)
 
 
-def _print(bundle: Bundle, report: DriftReport, told: str) -> None:
+def _print(bundle: Bundle, report: DriftReport, replayed: Sequence[Replayed], told: str) -> None:
     from toolkit import console
     from toolkit.drift.table import render, render_text
 
@@ -113,12 +121,14 @@ def _print(bundle: Bundle, report: DriftReport, told: str) -> None:
     else:
         click.echo(render_text(report))
     click.echo(told)
+    for one in replayed:
+        click.echo(str(one))
     files = len(bundle.manifest.files)
     verdict = "passed" if report.passed else "FAILED"
     click.echo(f"{bundle.folder}: {files} files unchanged, drift {verdict}")
 
 
-def _print_json(bundle: Bundle, report: DriftReport, told: str, ran_on: str) -> None:
+def _print_json(bundle: Bundle, report: DriftReport, replayed: Sequence[Replayed], told: str, ran_on: str) -> None:
     from toolkit import console
 
     manifest = bundle.manifest
@@ -130,7 +140,8 @@ def _print_json(bundle: Bundle, report: DriftReport, told: str, ran_on: str) -> 
             "ran_on": ran_on,
             "told": told,
             "files_unchanged": len(manifest.files),
-            "passed": report.passed,
+            "passed": report.passed and all(one.verdict != "differs" for one in replayed),
+            "processing": [asdict(one) for one in replayed],
             "drift": report.model_dump(mode="json"),
         }
     )

@@ -84,6 +84,7 @@ def _bundle_rows(manifest: Manifest) -> Iterable[tuple[str, str]]:
     yield "target", f"{manifest.target.runtime}-{manifest.target.scheme}"
     yield "engine", f"{engine.status} by {engine.builder}" + (f": {engine.reason}" if engine.reason else "")
     yield from _option_rows(engine.details.get("provider_options"))
+    yield from _processing_rows(manifest)
     for name, dim in manifest.dims.items():
         yield f"dim {name}", f"{dim.min} to {dim.max}, tuned for {dim.opt}"
     if manifest.allow_unfused:
@@ -91,6 +92,20 @@ def _bundle_rows(manifest: Manifest) -> Iterable[tuple[str, str]]:
     if RECIPE in manifest.files:
         yield "recipe", f"{RECIPE}: toolkit export --recipe with it makes the bundle again"
     yield "made by", f"toolkit {manifest.toolkit}, {manifest.created:%Y-%m-%d %H:%M} UTC: {manifest.command}"
+
+
+def _processing_rows(manifest: Manifest) -> Iterable[tuple[str, str]]:
+    """What stands before and after the model; bundles from before there was any say nothing."""
+    for name, entry in (("before it", manifest.preprocess), ("after it", manifest.postprocess)):
+        if entry is None:
+            continue
+        if entry.graph is None:
+            yield name, f"no graph: {entry.reason}"
+            continue
+        within = f"within {entry.bound:.2g}" if entry.bound else "equal"
+        held = within if entry.exact else f"not exact: {entry.reason}"
+        needs = f", needs {', '.join(entry.needs)}" if entry.needs else ""
+        yield name, f"{entry.graph}: {held} on {entry.compared}{needs}"
 
 
 def _option_rows(recorded: object) -> Iterable[tuple[str, str]]:

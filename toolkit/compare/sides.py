@@ -128,7 +128,7 @@ def _of_line(text: str, stage: str, line: Line, inputs: Callable[[], Sequence[Te
         return _shipped(line.lowered.path, line.target.runtime, which)
 
     spec, source = line.plan.spec, Path(line.plan.spec.source)
-    gate = line.plan.scheme_gate(line.target.scheme)
+    gate = line.plan.target_gate(line.target)
     assets = source if source.is_dir() else None
     return Side(text, stage, graph, line.load, inputs, spec, gate, assets, lambda: line)
 

@@ -151,7 +151,7 @@ def _checked(bundle: Bundle, choices: Choices, watch: Watch, subject: str, sourc
         with watch.stage(CHECK, source.target) as row:
             now = check(bundle, choice.open)
             row.said = f"{bundle.folder} on {now.stages[-1].ran_on}"
-        stages = _with_last(report(bundle), now, "engine" if choice.executes else "lower")
+        stages = _with_last(report(bundle), now, "engine" if choice.executes or choice.interprets else "lower")
         here = {name: version for name, version in library_versions().items() if name.startswith("onnxruntime")}
         return _whole(subject, source, bundle, stages, {**bundle.manifest.libraries, **here})
     except Exception as error:

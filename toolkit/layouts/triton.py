@@ -212,7 +212,8 @@ def _name(manifest: Manifest, part: str = "") -> str:
 def _labels(manifest: Manifest) -> tuple[str, ...]:
     """Class names, one a line; none where one of them would not fit a line."""
     fits = all(label and "\n" not in label for label in manifest.model.labels)
-    return manifest.model.labels if fits and manifest.model.task.endswith("classification") else ()
+    whole = manifest.model.task in ("image-classification", "text-classification")
+    return manifest.model.labels if fits and whole else ()
 
 
 def _batching(manifest: Manifest, limit: int) -> Fields:

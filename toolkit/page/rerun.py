@@ -103,6 +103,8 @@ def _open(bundle: Bundle) -> tuple[Session, str]:
     except (UnsupportedError, MissingDependencyError) as error:
         session = open_graph(bundle)
         return session, f"The engine could not run here ({error}); its graph ran on {session.ran_on}"
+    if choice.interprets:
+        return session, f"The saved engine was read back here and run by the {session.ran_on}"
     if not choice.executes:
         return session, f"Run again here: its graph, on {session.ran_on}"
     first = " for the first time" if bundle.manifest.engine.status == "built" else " again"

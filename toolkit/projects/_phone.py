@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
-from toolkit.bundle.manifest import MANIFEST, Manifest
+from toolkit.bundle.manifest import Manifest
 from toolkit.bundle.read import Bundle
-from toolkit.errors import UnsupportedError, UsageError
+from toolkit.errors import UnsupportedError
 from toolkit.hashing import data_path
+from toolkit.projects._writing import copy_files, require_growing_cache
 
-__all__ = ["check_phone", "copy_templates", "named", "place_shipped", "place_whole"]
+__all__ = ["check_phone", "place_shipped"]
 
-_RUNTIMES = ("ort-mobile", "ort-cpu")
+_RUNTIMES = ("ort-mobile", "ort-cpu", "ort-portable")
 _SUFFIX = ".ort"
 
 
@@ -25,32 +25,12 @@ def check_phone(bundle: Bundle) -> None:
             f"{bundle.folder} is for {runtime}; a phone's program opens .ort and .onnx files of ONNX Runtime",
             hint="Export it with --target ort-mobile-int8, or another of: " + ", ".join(_RUNTIMES) + ".",
         )
-
-
-def named(bundles: Sequence[Bundle]) -> dict[str, Bundle]:
-    """The bundles by the name of their folder. Raises UsageError where two have the same."""
-    found: dict[str, Bundle] = {}
-    for bundle in bundles:
-        name = bundle.folder.resolve().name
-        if name in found:
-            raise UsageError(f"two bundles are called '{name}'", hint="Give each once, or rename one's folder.")
-        found[name] = bundle
-    return found
-
-
-def copy_templates(source: Path, folder: Path) -> None:
-    """Write the program's sources into the folder as they are."""
-    shutil.copytree(source, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+    require_growing_cache(bundle, "a phone's program")
 
 
 def place_shipped(bundle: Bundle, folder: Path) -> None:
     """Copy what an app opens: the manifest, the engine with its weights, the graphs before and after the model."""
-    _copy(bundle, [MANIFEST, *_shipped(bundle.manifest)], folder)
-
-
-def place_whole(bundle: Bundle, folder: Path) -> None:
-    """Copy the bundle, for the self-test."""
-    _copy(bundle, [MANIFEST, *bundle.manifest.files], folder)
+    copy_files(bundle, _shipped(bundle.manifest), folder)
 
 
 def _shipped(manifest: Manifest) -> Iterator[str]:
@@ -58,10 +38,3 @@ def _shipped(manifest: Manifest) -> Iterator[str]:
     engine = engines[0] if engines else manifest.graph
     yield from (name for name in (engine, data_path(Path(engine)).as_posix()) if name in manifest.files)
     yield from (entry.graph for entry in (manifest.preprocess, manifest.postprocess) if entry and entry.graph)
-
-
-def _copy(bundle: Bundle, names: Sequence[str], folder: Path) -> None:
-    for name in names:
-        target = folder / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(bundle.path(name), target)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, get_args
 
@@ -50,15 +50,16 @@ def taken(changes: Quantization, recipes: Iterable[QuantConfig]) -> Quantization
     return Quantization(**{name: getattr(changes, name) for name in kept})
 
 
-def require_taken(changes: Quantization, recipes: Mapping[str, QuantConfig]) -> None:
-    """Refuse a change that none of the schemes has a use for; `recipes` are their own, by the scheme's name.
+def require_taken(changes: Quantization, recipes: Sequence[Mapping[str, QuantConfig]]) -> None:
+    """Refuse a change that none of the schemes has a use for; `recipes` are each target's own, by the scheme's name.
 
     Raises UsageError that names the key and what the schemes can be tuned by.
     """
+    bases = [base for each in recipes for base in each.values()]
     for key in given_keys(changes):
-        if not any(key in _tunable(base) for base in recipes.values()):
-            names = ", ".join(f"'{name}'" for name in recipes)
-            can = dict.fromkeys(key for base in recipes.values() for key in _tunable(base))
+        if not any(key in _tunable(base) for base in bases):
+            names = ", ".join(f"'{name}'" for name in dict.fromkeys(name for each in recipes for name in each))
+            can = dict.fromkeys(key for base in bases for key in _tunable(base))
             has = f"It can be tuned by: {', '.join(can)}." if can else "It cannot be tuned."
             raise UsageError(f"scheme {names} has no '{key}' for this model", hint=f"{has} Leave it out here.")
 
@@ -71,7 +72,7 @@ def _tunable(base: QuantConfig) -> tuple[str, ...]:
         return (*blocks, "exclude", "layers")
     if base.weights in ("float16", "bfloat16"):
         return ("layers",)
-    if base.weights not in ("int8", "float8e4m3fn"):
+    if base.weights not in ("int8", "float8e4m3fn", "palette4"):
         return ()
     calibrated = ("calibration",) if base.calibration in ("minmax", "percentile") else ()
     attention = ("attention",) if calibrated and base.weights == "int8" else ()

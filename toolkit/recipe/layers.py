@@ -9,10 +9,11 @@ from toolkit import plugins
 from toolkit.errors import UnsupportedError, UsageError
 from toolkit.recipe.changes import tuned
 from toolkit.recipe.document import Quantization
+from toolkit.recipe.own import own_recipe
 from toolkit.target import Target, schemes_for
 from toolkit.types import ModelSpec, QuantConfig
 
-__all__ = ["check_layers", "recipe_of_scheme", "schemes_used"]
+__all__ = ["check_layers", "own_recipes", "recipe_of_target", "schemes_used"]
 
 _SCHEMES = ("int8", "int4")
 """The precisions that are schemes of their own where the target's is another."""
@@ -26,11 +27,16 @@ def schemes_used(changes: Quantization, scheme: str, spec: ModelSpec) -> tuple[s
     return (scheme, *(name for name in named if name in allowed and name != weights))
 
 
-def recipe_of_scheme(changes: Quantization, scheme: str, spec: ModelSpec) -> QuantConfig:
-    """The scheme's recipe for this model with what the user changed, and with those of the schemes beside it."""
-    own = tuned(changes, plugins.scheme(scheme).recipe(spec))
-    beside = schemes_used(changes, scheme, spec)[1:]
-    return replace(own, others={name: tuned(changes, plugins.scheme(name).recipe(spec)) for name in beside})
+def own_recipes(changes: Quantization, target: Target, spec: ModelSpec) -> dict[str, QuantConfig]:
+    """The recipes of those schemes as they stand, by their names, the target's first."""
+    names = schemes_used(changes, target.scheme, spec)
+    return {name: own_recipe(Target(target.runtime, name), spec) for name in names}
+
+
+def recipe_of_target(changes: Quantization, target: Target, spec: ModelSpec) -> QuantConfig:
+    """The recipe of the target's scheme with what the user changed, and with those of the schemes beside it."""
+    own, *beside = own_recipes(changes, target, spec).items()
+    return replace(tuned(changes, own[1]), others={name: tuned(changes, recipe) for name, recipe in beside})
 
 
 def check_layers(changes: Quantization, targets: Sequence[Target], spec: ModelSpec) -> None:

@@ -12,7 +12,7 @@ from toolkit.data_source import beside
 from toolkit.plan import OPTION_FLAGS, Request
 from toolkit.recipe.changes import taken
 from toolkit.recipe.document import Build, Data, Recipe
-from toolkit.recipe.layers import schemes_used
+from toolkit.recipe.layers import own_recipes
 from toolkit.target import Target
 from toolkit.types import DEFAULT_OPTIONS, ModelSpec, TargetOptions
 
@@ -70,8 +70,7 @@ def recipe_for(request: Request, target: Target, spec: ModelSpec) -> Recipe:
 
     Its paths are absolute, and a model of the Hub is pinned to the commit that was found.
     """
-    schemes = schemes_used(request.recipe, target.scheme, spec)
-    changes = taken(request.recipe, (plugins.scheme(name).recipe(spec) for name in schemes))
+    changes = taken(request.recipe, own_recipes(request.recipe, target, spec).values())
     options = plugins.find("runtimes", target.runtime).literals.get("OPTIONS", ())
     others = {ours: getattr(DEFAULT_OPTIONS, ours) for ours, flag in OPTION_FLAGS.items() if flag not in options}
     chosen = replace(request.options, **others)

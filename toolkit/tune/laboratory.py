@@ -9,11 +9,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from toolkit import disk, plugins
+from toolkit import disk
 from toolkit.drift.gates import judge
 from toolkit.drift.table import task_words
 from toolkit.hashing import data_path
 from toolkit.progress import Watch
+from toolkit.recipe.own import own_recipe
 from toolkit.target import Target
 from toolkit.tune.result import Trial
 from toolkit.tune.sensitivity import ModuleNoise, module_noises
@@ -74,7 +75,7 @@ class Bench:
 
     def recipe(self, scheme: str) -> QuantConfig:
         """The scheme's own recipe for the model."""
-        return plugins.scheme(scheme).recipe(self.workbench.plan.spec)
+        return own_recipe(Target(self.runtime, scheme), self.workbench.plan.spec)
 
     def noises(self, scheme: str, changes: Quantization) -> Sequence[ModuleNoise]:
         """Measured in one session for int8 and int4; none for other schemes."""

@@ -14,6 +14,7 @@ from toolkit.errors import UnsupportedError
 from toolkit.plan import Plan, Request, plan
 from toolkit.progress import Watch
 from toolkit.recipe.document import Quantization, Recipe
+from toolkit.recipe.own import own_recipe
 from toolkit.recipe.request import anchored, recipe_of
 from toolkit.target import Target, parse_target, schemes_for
 from toolkit.tune.laboratory import Bench, Ended, Limits
@@ -74,7 +75,7 @@ class Search:
     def recipe(self, trial: Trial) -> Recipe:
         """The recipe file of a trial: an export of it is held to the very gate of this search."""
         request, target = self.plan.request, parse_target(trial.target)
-        own = plugins.scheme(target.scheme).recipe(self.plan.spec).gate
+        own = own_recipe(target, self.plan.spec).gate
         # What the scheme bounds and the budget does not is not to be held against the export either.
         bounds = {**dict.fromkeys(_bounds(describe(own)), "off"), **_bounds(describe(self.gate))}
         bounds |= {key: bound for key, bound in _bounds(request.drift_gate).items() if bounds.get(key) != "off"}
@@ -125,7 +126,7 @@ def prepare(request: Request, runtime: str, objective: Objective, sizes: Mapping
     if objective != "size":
         _require_timing(runtime)
         workload = Workload(whole.spec, dict(sizes or {}))
-    budget = whole.scheme_gate("int8" if "int8" in schemes else "fp32")
+    budget = whole.target_gate(Target(runtime, "int8" if "int8" in schemes else "fp32"))
     return Search(whole, runtime, objective, budget, workload)
 
 

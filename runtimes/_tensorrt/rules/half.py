@@ -14,7 +14,7 @@ from runtimes._tensorrt.rules.block_scales import computed, scale_makers
 from runtimes._tensorrt.rules.bounds import bounds_of
 from toolkit.types import Samples, Step
 
-__all__ = ["half_elsewhere"]
+__all__ = ["half_beside_weights", "half_elsewhere"]
 
 _PRODUCTS = frozenset({"MatMul", "Gemm", "Conv"})
 _SCALE_ERROR = 2.0**-9
@@ -31,8 +31,11 @@ def half_elsewhere(model: ir.Model, samples: Samples | None = None) -> list[Step
     Normalisations, what came near 65504, and products with a scale that fp16 cannot hold stay fp32.
     Scales take the dtype of the tensors beside them, as TensorRT demands.
     """
-    if not any(_is_quantized(node) for node in model.graph):
-        return []
+    return half_beside_weights(model, samples) if any(_is_quantized(node) for node in model.graph) else []
+
+
+def half_beside_weights(model: ir.Model, samples: Samples | None = None, beside: str = "int8") -> list[Step]:
+    """The same for any graph in fp32, however its weights are stored; `beside` is what the log calls them."""
     _infer_dtypes(model)
     given = samples() if samples is not None and _runs_on_cpu(model.graph) else None
     plan = plan_half(model, given, bounds_of(model.graph))
@@ -40,8 +43,8 @@ def half_elsewhere(model: ir.Model, samples: Samples | None = None) -> list[Step
     casts = cast_graph(model, decisions)
     scales = _retype_scales(model)
     return [
-        Step("lower", "nodes beside int8 in fp16", sum(each.half for each in decisions.values()), plan.basis),
-        Step("lower", "scales in fp16", scales, "TensorRT wants the dtype of the tensor beside them"),
+        Step("lower", f"nodes beside {beside} in fp16", sum(each.half for each in decisions.values()), plan.basis),
+        Step("lower", "scales in fp16", scales, "the dtype of the tensor beside them"),
         Step("lower", "Cast nodes added", casts),
         *kept_steps("lower", decisions),
     ]

@@ -46,15 +46,20 @@ class StaticCache:
         model.opset_imports[""] = max(model.opset_imports.get("", 0), _OPSET)
         model.graph.inputs.append(self.write_indices)
 
-    def prepare(self, writer: Writer) -> None:
-        """Give whoever counts the new tokens in `attention_mask` only those, and the mask a column a place."""
+    def prepare(self, writer: Writer, *, whole: bool = True) -> None:
+        """Give whoever counts the new tokens in `attention_mask` only those, and the mask a column a place.
+
+        With `whole` False the mask may end behind the new tokens, as far as the places are attended to.
+        """
         if self._mask is None:
             return
         self._serve_new_tokens(writer, self._mask)
-        whole = _dims(self._mask)[1]
+        if not whole:
+            return
+        columns = _dims(self._mask)[1]
         for value in _values(self._model.graph):
-            if value.shape is not None and whole in value.shape.dims:
-                value.shape = ir.Shape([self._length if dim == whole else dim for dim in value.shape])
+            if value.shape is not None and columns in value.shape.dims:
+                value.shape = ir.Shape([self._length if dim == columns else dim for dim in value.shape])
 
     def join(self, writer: Writer, node: ir.Node, attention: FusedAttention) -> FusedAttention:
         """The attention over the whole buffers, with the node's new keys and values written into them."""

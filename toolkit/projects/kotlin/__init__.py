@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from toolkit.bundle.read import Bundle
-from toolkit.projects._phone import check_phone, copy_templates, named, place_shipped, place_whole
+from toolkit.projects._phone import check_phone, place_shipped
+from toolkit.projects._writing import copy_sources, copy_whole, named
 
 __all__ = ["PROJECT", "Kotlin"]
 
@@ -22,10 +23,10 @@ class Kotlin:
 
     def write(self, bundles: Sequence[Bundle], folder: Path) -> str:
         """Fill the folder; answers how its self-test is run. Raises UsageError for two bundles of one name."""
-        copy_templates(_TEMPLATES, folder)
+        copy_sources(_TEMPLATES, folder)
         for name, bundle in named(bundles).items():
             place_shipped(bundle, folder / "bundle/src/main/assets/bundles" / name)
-            place_whole(bundle, folder / "bundle/src/androidTest/assets/bundles" / name)
+            copy_whole(bundle, folder / "bundle/src/androidTest/assets/bundles" / name)
         return "open it in Android Studio, or: gradle :bundle:connectedAndroidTest (the self-test on a device)"
 
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from toolkit.bundle.read import Bundle
-from toolkit.projects._phone import check_phone, copy_templates, named, place_shipped, place_whole
+from toolkit.projects._phone import check_phone, place_shipped
+from toolkit.projects._writing import copy_sources, copy_whole, named
 
 __all__ = ["PROJECT", "Swift"]
 
@@ -22,10 +23,10 @@ class Swift:
 
     def write(self, bundles: Sequence[Bundle], folder: Path) -> str:
         """Fill the folder; answers how its self-test is run. Raises UsageError for two bundles of one name."""
-        copy_templates(_TEMPLATES, folder)
+        copy_sources(_TEMPLATES, folder)
         for name, bundle in named(bundles).items():
             place_shipped(bundle, folder / "Sources/ExportedBundle/bundles" / name)
-            place_whole(bundle, folder / "Tests/ExportedBundleTests/bundles" / name)
+            copy_whole(bundle, folder / "Tests/ExportedBundleTests/bundles" / name)
         return (
             "self-test, on a Mac: xcodebuild test -scheme ExportedBundle -destination 'platform=iOS,name=YOUR DEVICE'"
         )

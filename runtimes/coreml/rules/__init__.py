@@ -1,0 +1,1 @@
+"""Lowering rules of Core ML, one subject a file."""
