@@ -145,6 +145,8 @@ def test_a_question_is_answered_from_the_text(tmp_path: Path) -> None:
     begin, end = divmod(int(joint.argmax()), 7)
     starts = [(0, 3), (4, 9), (10, 12), (13, 16), (17, 21), (21, 23), (24, 25)]
     assert row["answers"][0]["answer"] == TEXT[starts[begin][0] : starts[end][1]]
+    best = row["answers"][0]
+    assert f"{best['answer']} {best['probability']:.2%}" in shown(made, TEXT, "--question", "who lives ?")
     without = CliRunner().invoke(main, ["run", str(made), TEXT])
     assert without.exit_code == 2
     assert "--question" in without.stderr
@@ -170,6 +172,7 @@ def test_pixels_get_classes_and_a_map(tmp_path: Path) -> None:
     for entry in row["classes"]:
         assert entry["label"] == f"LABEL_{entry['index']}"
         assert entry["share"] == pytest.approx((expected == entry["index"]).mean(), abs=1e-3)
+    assert f"{row['classes'][0]['label']} {row['classes'][0]['share']:.2%}" in shown(made, tmp_path / "street.png")
     several = CliRunner().invoke(main, ["run", str(made), *[str(tmp_path / "street.png")] * 2, "--output", "a.png"])
     assert several.exit_code == 2
 

@@ -24,7 +24,11 @@ PROCESSORS = {
     "clip": {"image_processor_type": "CLIPImageProcessor"},
     "deit": {"image_processor_type": "DeiTImageProcessor"},
     "siglip": {"image_processor_type": "SiglipImageProcessor"},
-}
+    "segformer": {
+        "image_processor_type": "SegformerImageProcessor", "do_reduce_labels": True, "size": 96, "resample": 2,
+        **IMAGENET,
+    },
+}  # fmt: skip
 
 
 def processor_folder(folder: Path, config: dict[str, object]) -> Path:
