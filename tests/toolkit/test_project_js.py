@@ -235,6 +235,12 @@ def test_graphs_before_and_after_the_model_are_held_to_their_samples(program, tm
         1,
         "preprocess: 'pixel_values' of sample 1 differs from the processor's\n",
     )
+    path.unlink()
+    signed(other)
+    assert run_node(program, "selftest.mjs", other).stderr == done.stderr
+    signed(other, lambda manifest: manifest["files"].pop("preprocess.onnx"))
+    done = run_node(program, "selftest.mjs", other)
+    assert (done.returncode, done.stderr) == (1, "manifest.json: not listed in files: preprocess.onnx\n")
 
 
 def test_the_tokenizer_in_javascript_is_held_to_the_original(program, tmp_path):
