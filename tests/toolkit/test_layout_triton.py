@@ -11,6 +11,7 @@ from onnx import TensorProto, helper
 from tiny_bundles import image_bundle, text_bundle
 from triton_schema import model_config
 
+from model_zoo import _answer_graph, _image_graph
 from toolkit.bundle.manifest import ProcessingEntry
 from toolkit.bundle.processing import write_processing
 from toolkit.bundle.read import Bundle, open_bundle
@@ -287,6 +288,21 @@ class TestAround:
             fed |= set(step.output_map.values())
         assert pipeline.output[0].name in fed
 
+    def test_what_no_member_answers_is_an_input_of_the_ensemble(self, whole, tmp_path):
+        before = _image_graph.preprocessing(whole.manifest.spec(), ())
+        after = _answer_graph.postprocessing(whole.manifest.spec())
+        real = changed(
+            whole,
+            preprocess=write_processing(fresh(tmp_path / "before"), "preprocess", before),
+            postprocess=write_processing(fresh(tmp_path / "after"), "postprocess", after),
+        )
+        pipeline = repository_unchecked(tmp_path / "out", real)["tiny-ort-cpu-fp32-pipeline"]
+        assert {item.name: list(item.dims) for item in pipeline.input} == {
+            "image": [-1, -1, -1], "orientation": [1], "k": [1],
+        }  # fmt: skip
+        assert [item.name for item in pipeline.output] == ["probabilities", "indices"]
+        assert dict(pipeline.ensemble_scheduling.step[2].input_map) == {"logits": "logits", "k": "k"}
+
     def test_where_all_are_batched_so_is_the_ensemble(self, whole, tmp_path):
         configs = repository(tmp_path / "out", changed(whole, preprocess=None))
         pipeline = configs["tiny-ort-cpu-fp32-pipeline"]
@@ -306,6 +322,11 @@ class TestAround:
         other = entry.model_copy(update={"inputs": (TensorSpec("others", "float32", ("batch", 10)),)})
         configs = repository_unchecked(tmp_path / "out", changed(whole, postprocess=other))
         assert "tiny-ort-cpu-fp32-pipeline" not in configs
+
+
+def fresh(folder):
+    folder.mkdir()
+    return folder
 
 
 def model(graph):

@@ -172,6 +172,11 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         r"'/etc/passwd' is not a relative path",
     ),
     "graph not listed": (_manifest(lambda it: it.update(graph="other.onnx")), r"'other\.onnx' is not listed in files"),
+    "engine not listed": (
+        _manifest(lambda it: it["engine"].update(files=["../model.ort"])),
+        r"'\.\./model\.ort' is not listed in files",
+    ),
+    "no gate": (_manifest(lambda it: it["gates"].clear()), r"manifest\.json: gates must hold 'check'"),
     "links out": (_link_out, r"model\.onnx: leads out of the bundle"),
     "wrong shape": (
         _golden((1, 3, 8, 8)),
@@ -304,6 +309,14 @@ def test_the_graph_before_the_model_is_held_to_its_samples(program: Program, bun
     done = program("selftest", bundle)
     assert done.returncode == 0
     assert "preprocess 1 of 1 samples differ, which fails nothing: large bytes differ\n" in done.stdout
+
+    _processing(bundle, np.array([2, 400.1], np.float32))
+    (bundle / "preprocess_data_set_0/output_0.pb").unlink()
+    edit(bundle, lambda it: it["files"].pop("preprocess_data_set_0/output_0.pb"))
+    refused(program, bundle, "preprocess: 'y' of sample 0 differs from the processor's")
+    shutil.rmtree(bundle / "preprocess_data_set_0")
+    edit(bundle, lambda it: it["files"].pop("preprocess_data_set_0/input_0.pb"))
+    refused(program, bundle, "preprocess: the bundle holds no samples to check it on")
 
     _processing(bundle, np.array([2, 400.1], np.float32), needs=["onnxruntime-extensions"])
     done = program("selftest", bundle, TOOLKIT_EXTENSIONS="")

@@ -8,6 +8,7 @@ import shutil
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 import torch
 from click.testing import CliRunner
@@ -26,6 +27,7 @@ from onnx import helper, numpy_helper
 from tiny_bundles import image_bundle, image_weights
 
 from runtimes.ort_portable import RUNTIME
+from toolkit.answers import top_labels
 from toolkit.bundle.read import open_bundle
 from toolkit.cli import main
 from toolkit.pipeline import export
@@ -233,6 +235,12 @@ def test_graphs_before_and_after_the_model_are_held_to_their_samples(program, tm
         1,
         "preprocess: 'pixel_values' of sample 1 differs from the processor's\n",
     )
+    path.unlink()
+    signed(other)
+    assert run_node(program, "selftest.mjs", other).stderr == done.stderr
+    signed(other, lambda manifest: manifest["files"].pop("preprocess.onnx"))
+    done = run_node(program, "selftest.mjs", other)
+    assert (done.returncode, done.stderr) == (1, "manifest.json: not listed in files: preprocess.onnx\n")
 
 
 def test_the_tokenizer_in_javascript_is_held_to_the_original(program, tmp_path):
@@ -270,6 +278,23 @@ def test_the_examples_answer_what_the_toolkit_does(program, tmp_path):
     assert [line[6:] for line in done.stdout.splitlines()] == ["  a cat", "  the mat", "  a cat"]
     assert numbers(done.stdout)[0] == numbers(done.stdout)[2] == 1.0
     assert abs(numbers(done.stdout)[1]) < 0.99
+
+
+def test_a_picture_goes_through_the_graphs_that_export_makes(program, digits, tmp_path):
+    bundle = open_bundle(digits["ort-cpu-fp32"])
+    picture = np.random.default_rng(9).integers(0, 256, (20, 30, 1), dtype=np.uint8)
+    (tmp_path / "grey.pgm").write_bytes(b"P5 30 20 255\n" + picture.tobytes())
+    done = run_node(program, "classify.mjs", bundle.folder, tmp_path / "grey.pgm")
+    assert done.returncode == 0, done.stderr
+    given = {"image": picture, "orientation": np.array(1)}
+    for graph in ("preprocess.onnx", bundle.manifest.graph):
+        session = ort.InferenceSession(bundle.path(graph))
+        given = dict(zip([one.name for one in session.get_outputs()], session.run(None, given), strict=True))
+    labels = bundle.manifest.model.labels
+    best = ", ".join(
+        f"{each['label']} {100 * each['probability']:.2f}%" for each in top_labels(given["logits"], labels, 5)[0]
+    )
+    assert done.stdout == f"{tmp_path / 'grey.pgm'}: {best}\n"
 
 
 def test_what_cannot_run_there_is_refused_when_the_program_is_written(tmp_path):

@@ -12,13 +12,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
+from onnx import numpy_helper
 from tiny_bundles import image_bundle, text_bundle
 from tiny_phone import nearest, phone_bundle
 
 from toolkit.bundle.read import open_bundle, verify_hashes
 from toolkit.cli import main
+from toolkit.hashing import file_sha256
 
 ROOT = Path(__file__).parents[2]
 PROJECTS = ROOT / "toolkit" / "projects"
@@ -153,6 +156,24 @@ def change_byte(bundle: Path) -> None:
     (bundle / "model.ort").write_bytes(content)
 
 
+def forget(bundle: Path, *names: str) -> None:
+    """Files and folders go, from the manifest too."""
+    for name in names:
+        shutil.rmtree(bundle / name) if (bundle / name).is_dir() else (bundle / name).unlink()
+    rewritten(
+        bundle,
+        lambda manifest: manifest.update(files={k: v for k, v in manifest["files"].items() if not k.startswith(names)}),
+    )
+
+
+def nan_reference(bundle: Path) -> None:
+    path = bundle / "test_data_set_0" / "output_0.pb"
+    values = np.full((2, 12), np.nan, np.float32)
+    path.write_bytes(numpy_helper.from_array(values, "embedding").SerializeToString())
+    entry = {"sha256": file_sha256(path), "bytes": path.stat().st_size}
+    rewritten(bundle, lambda manifest: manifest["files"].update({"test_data_set_0/output_0.pb": entry}))
+
+
 BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no manifest": (lambda b: (b / "manifest.json").unlink(), "manifest.json: missing"),
     "broken manifest": (lambda b: (b / "manifest.json").write_text("{"), "manifest.json: broken JSON at character "),
@@ -167,6 +188,23 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda b: rewritten(b, lambda m: m["files"].update({"../out": {"sha256": "0" * 64, "bytes": 0}})),
         "'../out' is not a relative path inside the bundle",
     ),
+    "unlisted": (
+        lambda b: rewritten(b, lambda m: m["engine"].update(files=["../model.ort"])),
+        "../model.ort: not listed in the manifest",
+    ),
+    "no outputs": (
+        lambda b: rewritten(b, lambda m: m.update(outputs=[])),
+        "manifest.json: the model has no outputs",
+    ),
+    "no samples": (
+        lambda b: forget(b, "postprocess_data_set_0", "postprocess_data_set_1"),
+        "postprocess: the bundle holds no samples to check it on",
+    ),
+    "a sample without outputs": (
+        lambda b: forget(b, "postprocess_data_set_0/output_0.pb"),
+        "postprocess: sample 0 has no output 'axis'",
+    ),
+    "NaN in the reference": (nan_reference, "output 'embedding' has 24 values of the reference that are NaN, infinite"),
     "another input": (
         lambda b: rewritten(b, lambda m: m["engine"]["inputs"][0].update(name="words")),
         "the engine has no input 'words'",
@@ -291,7 +329,7 @@ SHARED = (
     "this program reads 1",
     "; the model takes ",
     "the engine takes at most ",
-    "values that are NaN, infinite or above 1e100",
+    " that are NaN, infinite or above 1e100",
     "the gate asks for ",
     "selftest passed",
     "selftest FAILED: ",

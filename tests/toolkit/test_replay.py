@@ -86,6 +86,16 @@ def test_a_graph_that_does_not_run_is_named(tmp_path: Path) -> None:
         replay(bundle)
 
 
+def test_a_graph_without_samples_or_a_sample_without_outputs_does_not_pass(tmp_path: Path) -> None:
+    bundle = open_bundle(image_bundle(tmp_path / "tiny", preprocessing=doubled(), postprocessing=doubled(samples=())))
+    with pytest.raises(StageError, match="postprocess: the bundle holds no samples to check it on"):
+        replay(bundle)
+    bundle = open_bundle(image_bundle(tmp_path / "other", preprocessing=doubled()))
+    (bundle.folder / "preprocess_data_set_0" / "output_1.pb").unlink()
+    (one,) = replay(bundle)
+    assert (one.verdict, one.reason) == ("differs", "'z' of sample 0 is not there")
+
+
 def test_inspect_shows_both(tmp_path: Path) -> None:
     odd = Processing(reason="a model of kind 'raw'")
     bundle = image_bundle(tmp_path / "tiny", preprocessing=doubled(needs=(EXTENSIONS,)), postprocessing=odd)

@@ -57,6 +57,8 @@ def raise_if_moved(replayed: Sequence[Replayed]) -> None:
 
 def _replayed(bundle: Bundle, place: Place, entry: ProcessingEntry) -> Replayed:
     given, expected = read_sets(bundle.folder, f"{place}_data_set_")
+    if not given:
+        raise StageError(place, "the bundle holds no samples to check it on", hint="Export it again.")
     lacking = [name for name in ("onnxruntime", *entry.needs) if not _is_here(name)]
     if lacking:
         return Replayed(place, len(given), "skipped", f"{', '.join(lacking)} not installed")
@@ -78,6 +80,8 @@ def _differing(
 ) -> Iterator[str]:
     session = _session(bundle, entry)
     for number, (inputs, outputs) in enumerate(zip(given, expected, strict=True)):
+        lost = [spec.name for spec in entry.outputs if spec.name not in outputs]
+        yield from (f"'{name}' of sample {number} is not there" for name in lost)
         made = session.run(list(outputs), dict(inputs))
         for name, answer in zip(outputs, made, strict=True):
             if reason := _difference(np.asarray(answer), outputs[name], entry.bound):

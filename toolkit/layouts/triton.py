@@ -260,8 +260,8 @@ def _processing(bundle: Bundle, place: str, entry: ProcessingEntry, graph: str) 
 
 
 def _joins(chain: Sequence[_Model]) -> bool:
-    """Whether each model takes only what the one before it answers, by the same names."""
-    return all(_names(after, "input") <= _names(before, "output") for before, after in pairwise(chain))
+    """Whether each model takes something that the one before it answers, by the same name; clients give the rest."""
+    return all(_names(after, "input") & _names(before, "output") for before, after in pairwise(chain))
 
 
 def _names(model: _Model, side: str) -> set[str]:
@@ -270,7 +270,6 @@ def _names(model: _Model, side: str) -> set[str]:
 
 def _ensemble(bundle: Bundle, chain: Sequence[_Model]) -> _Model:
     """All of them as one model; it has a batch axis of its own only where each of them has."""
-    first, last = chain[0], chain[-1]
     batched = all(model.batched for model in chain)
     steps = [
         {
@@ -286,11 +285,21 @@ def _ensemble(bundle: Bundle, chain: Sequence[_Model]) -> _Model:
         "name": name,
         "platform": "ensemble",
         "max_batch_size": min(model.fields["max_batch_size"] for model in chain) if batched else 0,
-        "input": _outer(first, "input", batched=batched),
-        "output": _outer(last, "output", batched=batched),
+        "input": _given(chain, batched=batched),
+        "output": _outer(chain[-1], "output", batched=batched),
         "ensemble_scheduling": {"step": steps},
     }
     return _Model(name, fields, {})
+
+
+def _given(chain: Sequence[_Model], *, batched: bool) -> list[Fields]:
+    """What no member answers for one behind it, as the `k` of a classifier's answers: each once."""
+    found: list[Fields] = []
+    known: set[str] = set()
+    for model in chain:
+        found += [item for item in _outer(model, "input", batched=batched) if item["name"] not in known]
+        known |= _names(model, "input") | _names(model, "output")
+    return found
 
 
 def _outer(model: _Model, side: str, *, batched: bool) -> list[Fields]:

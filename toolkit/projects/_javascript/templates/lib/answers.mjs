@@ -1,7 +1,7 @@
 // What an app wants of a model: texts to vectors, a picture to classes.
 
 import { InputError } from './errors.mjs';
-import { inChannels } from './pixels.mjs';
+import { inChannels, withoutAlpha } from './pixels.mjs';
 import { readable } from './tensors.mjs';
 
 function softmax(logits) {
@@ -30,25 +30,41 @@ export function cosine(one, other) {
 }
 
 /**
- * The classes of a picture `{ dims: [height, width, channels], data }`, likeliest first: `{ label, share }`.
- * The picture goes through the bundle's own preprocess graph, its answer through postprocess where there is one.
+ * The classes of a picture `{ dims: [height, width, channels], data }` that stands upright, likeliest first:
+ * `{ label, share }`. The picture goes through the bundle's own preprocess graph, its answer through postprocess where
+ * that gives `probabilities` and `indices`.
  */
 export async function classify(bundle, picture) {
-  const [input] = bundle.manifest.preprocess?.inputs ?? [];
-  const pixels = inChannels(picture, input?.shape[2] ?? picture.dims[2]);
-  const fed = await bundle.runBeside('preprocess', { [input?.name]: pixels });
+  const fed = await bundle.runBeside('preprocess', pictureFeeds(bundle.manifest.preprocess?.inputs ?? [], picture));
   const outputs = await bundle.run(fed);
-  const shares = await sharesOf(bundle, outputs);
   const { labels } = bundle.manifest.model;
-  const classes = Array.from(shares, (share, index) => ({ label: labels[index] ?? String(index), share }));
-  return classes.sort((one, other) => other.share - one.share);
+  const classes = await sharesOf(bundle, outputs);
+  return classes
+    .map(({ index, share }) => ({ label: labels[index] ?? String(index), share }))
+    .sort((one, other) => other.share - one.share);
 }
 
+/** What the graph before a vision model takes: the pixels, and that they are upright, which is 1 in EXIF. */
+function pictureFeeds(inputs, picture) {
+  const image = inputs.find((spec) => spec.dtype === 'uint8');
+  if (!image) return {};  // then running the graph says what it lacks
+  const feeds = { [image.name]: typeof image.shape[2] === 'number' ? inChannels(picture, image.shape[2]) : withoutAlpha(picture) };
+  if (inputs.some((spec) => spec.name === 'orientation')) feeds.orientation = scalar(1);
+  return feeds;
+}
+
+function scalar(value) {
+  return { type: 'int64', dims: [], data: BigInt64Array.of(BigInt(value)) };
+}
+
+/** `{ index, share }` of each class of the one picture. */
 async function sharesOf(bundle, outputs) {
   const [{ name }] = bundle.manifest.outputs;
   const logits = outputs[name];
-  if (bundle.lacking('postprocess')) return softmax(readable(logits));
-  const answers = await bundle.runBeside('postprocess', outputs);
-  const shares = Object.values(answers).find((each) => each.type === logits.type && String(each.dims) === String(logits.dims));
-  return shares ? Array.from(readable(shares)) : softmax(readable(logits));
+  const given = bundle.manifest.postprocess?.outputs?.map((spec) => spec.name) ?? [];
+  if (bundle.lacking('postprocess') || !given.includes('probabilities') || !given.includes('indices')) {
+    return softmax(readable(logits)).map((share, index) => ({ index, share }));
+  }
+  const { probabilities, indices } = await bundle.runBeside('postprocess', { ...outputs, k: scalar(logits.dims.at(-1)) });
+  return Array.from(readable(probabilities), (share, place) => ({ index: Number(indices.data[place]), share }));
 }

@@ -33,12 +33,14 @@ function requireWhole(manifest) {
     const value = manifest[name];
     if (value === null || typeof value !== kind) throw new BrokenBundleError(`${MANIFEST}: '${name}' is missing`);
   }
+  if (!manifest.outputs.length) throw new BrokenBundleError(`${MANIFEST}: the model has no outputs`);
   if (!manifest.gates.check) throw new BrokenBundleError(`${MANIFEST}: gates must hold 'check'`);
   for (const path of [manifest.graph, ...Object.keys(manifest.files)]) {
     if (!isInside(path)) throw new BrokenBundleError(`${MANIFEST}: '${path}' is not a relative path inside the bundle`);
   }
-  if (!Object.hasOwn(manifest.files, engineFile(manifest))) {
-    throw new BrokenBundleError(`${MANIFEST}: not listed in files: ${engineFile(manifest)}`);
+  const beside = [manifest.preprocess?.graph, manifest.postprocess?.graph].filter(Boolean);
+  for (const path of [engineFile(manifest), ...beside]) {
+    if (!Object.hasOwn(manifest.files, path)) throw new BrokenBundleError(`${MANIFEST}: not listed in files: ${path}`);
   }
 }
 

@@ -19,6 +19,15 @@ export function inChannels({ dims: [height, width, has], data }, wanted) {
   return { type: 'uint8', dims: [height, width, wanted], data: result };
 }
 
+/** The picture as it is, without its alpha where no pixel is transparent: a canvas always has one, a file need not. */
+export function withoutAlpha(picture) {
+  if (picture.dims[2] !== 4) return { type: 'uint8', dims: picture.dims, data: picture.data };
+  for (let at = 3; at < picture.data.length; at += 4) {
+    if (picture.data[at] !== 255) return { type: 'uint8', dims: picture.dims, data: picture.data };
+  }
+  return inChannels(picture, 3);
+}
+
 /** A binary PPM (P6) or PGM (P5) of 8 bits a channel, as Netpbm describes them. Throws InputError for anything else. */
 export function parsePnm(bytes) {
   const text = new TextDecoder('latin1').decode(bytes.subarray(0, 1024));

@@ -13,18 +13,18 @@ function near(reference, answer, bound) {
 }
 
 function same(reference, answer, bound) {
-  if (!answer || answer.type !== reference.type || String(answer.dims) !== String(reference.dims)) return false;
+  if (!reference || !answer || answer.type !== reference.type || String(answer.dims) !== String(reference.dims)) return false;
   if (isFloat(reference.type)) return near(reference, answer, bound);
   for (let i = 0; i < reference.data.length; i++) if (reference.data[i] !== answer.data[i]) return false;
   return true;
 }
 
 /** `{ differ, first }`: how many samples `run` answers otherwise, and the first as `'input_ids' of sample 2`. */
-async function differences(samples, run, bound) {
+async function differences(samples, run, entry) {
   let differ = 0, first = '';
   for (const { number, inputs, outputs } of samples) {
     const answers = await run(inputs);
-    const name = Object.keys(outputs).find((each) => !same(outputs[each], answers[each], bound));
+    const name = entry.outputs.map((spec) => spec.name).find((each) => !same(outputs[each], answers[each], entry.bound));
     if (name !== undefined && differ++ === 0) first = `'${name}' of sample ${number}`;
   }
   return { differ, first };
@@ -38,7 +38,7 @@ async function checkGraph(bundle, place, samples, print) {
   const entry = bundle.manifest[place];
   const why = bundle.lacking(place);
   if (why) return print(`${place} skipped: ${why}`);
-  const { differ, first } = await differences(samples, (feeds) => bundle.runBeside(place, feeds), entry.bound);
+  const { differ, first } = await differences(samples, (feeds) => bundle.runBeside(place, feeds), entry);
   if (differ === 0) return print(`${place} ${samples.length} samples ${held(entry)}`);
   if (entry.exact) throw new DriftError(`${place}: ${first} differs from the processor's`);
   return print(`${place} ${differ} of ${samples.length} samples differ, which fails nothing: ${entry.reason}`);
@@ -65,7 +65,7 @@ async function checkTokenizer(bundle, place, samples, print) {
   if (!bundle.runtime.Tokenizer) return print(`${place} in JavaScript skipped: @huggingface/tokenizers is not installed`);
   const run = byTokenizer(await tokenizerOf(bundle), entry);
   if (!run) return;
-  const { differ, first } = await differences(samples, run, entry.bound);
+  const { differ, first } = await differences(samples, run, entry);
   if (differ) throw new DriftError(`${place} in JavaScript: ${first} differs from the tokenizer's`);
   print(`${place} in JavaScript ${samples.length} samples equal`);
 }

@@ -106,6 +106,9 @@ Failure check_listed(const std::string& path, const Manifest& manifest) {
 /// What is opened must be among the files whose hashes are checked.
 Failure check_paths(const Manifest& manifest) {
   if (auto failure = check_listed(manifest.graph, manifest)) return failure;
+  if (const auto file = manifest.ort_file(); !file.empty()) {
+    if (auto failure = check_listed(file, manifest)) return failure;
+  }
   for (const auto& [architecture, file] : manifest.engines) {
     if (auto failure = check_listed(file, manifest)) return failure;
   }
@@ -156,6 +159,7 @@ Result<Manifest> read_manifest(std::string_view text) {
   manifest.runtime = (*root)["target"]["runtime"].text();
   manifest.scheme = (*root)["target"]["scheme"].text();
   manifest.graph = (*root)["graph"].text();
+  if (!(*root)["gates"]["check"].is_object()) return broken("gates must hold 'check'");
   manifest.gate = read_gate((*root)["gates"]["check"]);
   read_model((*root)["model"], manifest);
   if (auto failure = read_tensors(*root, manifest)) return *failure;

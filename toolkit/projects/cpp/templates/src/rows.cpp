@@ -1,6 +1,8 @@
 #include "rows.hpp"
 
 #include <algorithm>
+#include <map>
+#include <optional>
 
 namespace toolkit {
 
@@ -44,9 +46,19 @@ Tensor row_of(const Tensor& tensor, std::int64_t row) {
   return one;
 }
 
-void append_row(Tensor& rows, const Tensor& row) {
-  rows.shape[0] += 1;
-  rows.bytes.insert(rows.bytes.end(), row.bytes.begin(), row.bytes.end());
+/// Whether the row was as all before it, [1, …]; then it is appended.
+bool append_row(std::optional<Tensor>& rows, const Tensor& row) {
+  if (row.shape.empty() || row.shape[0] != 1) return false;
+  if (!rows) {
+    rows = row;
+    return true;
+  }
+  if (rows->dtype != row.dtype || !std::equal(rows->shape.begin() + 1, rows->shape.end(), row.shape.begin() + 1, row.shape.end())) {
+    return false;
+  }
+  rows->shape[0] += 1;
+  rows->bytes.insert(rows->bytes.end(), row.bytes.begin(), row.bytes.end());
+  return true;
 }
 
 Result<Tensor> padded(const TensorSpec& spec, const Tensor& row) {
@@ -115,22 +127,19 @@ Result<Tensors> run_rows(Engine& engine, const std::vector<TensorSpec>& takes, c
                          const std::vector<TensorSpec>& outputs, const Sizes& sizes) {
   const auto rows = rows_of(inputs);
   if (!rows) return rows.error();
-  Tensors whole;
+  std::map<std::string, std::optional<Tensor>> whole;
   for (std::int64_t row = 0; row < *rows; ++row) {
     const auto answers = run_row(engine, takes, inputs, row);
     if (!answers) return answers.error();
     for (const auto& [name, answer] : *answers) {
       const auto* spec = find_spec(outputs, name);
-      auto one = spec ? cut(answer, *spec, sizes) : answer;
-      const auto known = whole.find(name);
-      if (known == whole.end()) {
-        whole[name] = std::move(one);
-      } else {
-        append_row(known->second, one);
-      }
+      const auto one = spec ? cut(answer, *spec, sizes) : answer;
+      if (!append_row(whole[name], one)) return Error{"output '" + name + "' is " + described(one) + ", not one row as others", ""};
     }
   }
-  return whole;
+  Tensors outputs_by_name;
+  for (auto& [name, rows_together] : whole) outputs_by_name[name] = std::move(*rows_together);
+  return outputs_by_name;
 }
 
 }  // namespace toolkit

@@ -26,11 +26,12 @@ bool same(const Tensor& expected, const Tensor& answer, double bound) {
   return expected.bytes == answer.bytes && expected.texts == answer.texts;
 }
 
-/// The first output of a sample that differs; empty where none does.
-std::string differing(const Sample& sample, const Tensors& answers, double bound) {
-  for (const auto& [name, expected] : sample.outputs) {
-    const auto answer = answers.find(name);
-    if (answer == answers.end() || !same(expected, answer->second, bound)) return name;
+/// The first output of a sample that differs or is missing; empty where none does.
+std::string differing(const ProcessingEntry& entry, const Sample& sample, const Tensors& answers) {
+  for (const auto& spec : entry.outputs) {
+    const auto expected = sample.outputs.find(spec.name), answer = answers.find(spec.name);
+    if (expected == sample.outputs.end() || answer == answers.end()) return spec.name;
+    if (!same(expected->second, answer->second, entry.bound)) return spec.name;
   }
   return "";
 }
@@ -70,12 +71,13 @@ Failure check_processing(const Bundle& bundle, const std::string& place, const P
   if (!graph) return Error{place + ": " + graph.error().message, graph.error().hint};
   const auto samples = read_samples(bundle, place + "_data_set_");
   if (!samples) return samples.error();
+  if (samples->empty()) return Error{place + ": the bundle holds no samples to check it on", ""};
   std::size_t differ = 0;
   std::string first;
   for (std::size_t i = 0; i < samples->size(); ++i) {
     const auto answers = (*graph)->run((*samples)[i].inputs);
     if (!answers) return Error{place + ": sample " + std::to_string(i) + ": " + answers.error().message, ""};
-    const auto name = differing((*samples)[i], *answers, entry.bound);
+    const auto name = differing(entry, (*samples)[i], *answers);
     if (name.empty()) continue;
     if (differ++ == 0) first = "'" + name + "' of sample " + std::to_string(i);
   }

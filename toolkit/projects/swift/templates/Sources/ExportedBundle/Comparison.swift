@@ -13,9 +13,11 @@ struct Drift: CustomStringConvertible {
             throw BundleError("output '\(name)' is \(answer); the reference is \(reference)")
         }
         var (r, c) = (try reference.doubles(), try answer.doubles())
-        let odd = c.filter { $0.isNaN || abs($0) > 1e100 }.count
-        guard odd == 0 else {
-            throw BundleError("output '\(name)' has \(odd) values that are NaN, infinite or above 1e100")
+        for (values, whose) in [(r, " of the reference"), (c, "")] {
+            let odd = values.filter { $0.isNaN || abs($0) > 1e100 }.count
+            guard odd == 0 else {
+                throw BundleError("output '\(name)' has \(odd) values\(whose) that are NaN, infinite or above 1e100")
+            }
         }
         for (index, counts) in (attended ?? []).enumerated() where !counts {
             r[index] = 0

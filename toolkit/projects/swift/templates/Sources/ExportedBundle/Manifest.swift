@@ -68,6 +68,7 @@ public struct Manifest {
         let entries: [String: Object] = try value(json, "files")
         files = try entries.mapValues { (try value($0, "sha256"), try value($0, "bytes")) }
         try files.keys.forEach(checkPath)
+        guard !outputs.isEmpty else { throw BundleError("manifest.json: the model has no outputs") }
     }
 
     /// Checks size and SHA-256 of all files and answers their number. Throws naming one that differs.
@@ -91,6 +92,12 @@ public struct Manifest {
             throw BundleError("\(path): changed, another SHA-256 than the manifest's")
         }
         return file
+    }
+
+    /// The file, which must be among those whose hashes are checked.
+    func listed(_ path: String) throws -> URL {
+        guard files[path] != nil else { throw BundleError("\(path): not listed in the manifest") }
+        return folder.appendingPathComponent(path)
     }
 
     /// The engine's file and what it needs beside it, checked.

@@ -27,14 +27,14 @@ public struct SelfTest {
         say("bundle \(manifest.name) \(manifest.target), made by toolkit \(manifest.toolkit)")
         let count = try manifest.verify()
         say("files \(count) unchanged")
-        let engine = try OrtEngine(path: folder.appendingPathComponent(manifest.engine).path)
+        let engine = try OrtEngine(path: manifest.listed(manifest.engine).path)
         // The binding tells no types and shapes of a session, so those are met when it runs.
         try requireSame("input", engine.inputs, manifest.engineInputs.map(\.name))
         try requireSame("output", engine.outputs, manifest.engineOutputs.map(\.name))
         say("runtime \(engine.runtime)")
         try judge(manifest, replay(manifest, engine))
-        try process("preprocess", manifest.preprocess)
-        try process("postprocess", manifest.postprocess)
+        try process("preprocess", manifest.preprocess, manifest)
+        try process("postprocess", manifest.postprocess, manifest)
     }
 
     private func requireSame(_ word: String, _ found: [String], _ wanted: [String]) throws {
@@ -76,10 +76,11 @@ public struct SelfTest {
         if let failure = failures.first { throw BundleError(failure) }
     }
 
-    private func process(_ word: String, _ entry: ProcessingEntry?) throws {
+    private func process(_ word: String, _ entry: ProcessingEntry?, _ manifest: Manifest) throws {
         guard let entry = entry, let graph = entry.graph else { return }
-        let engine = try OrtEngine(path: folder.appendingPathComponent(graph).path, needs: entry.needs)
+        let engine = try OrtEngine(path: manifest.listed(graph).path, needs: entry.needs)
         let sets = try self.sets("\(word)_data_set_")
+        guard !sets.isEmpty else { throw BundleError("\(word): the bundle holds no samples to check it on") }
         let different = try sets.enumerated().compactMap { try difference(word, $0, $1, entry, engine) }
         guard let first = different.first else {
             say("\(word) \(sets.count) samples \(entry.bound > 0 ? "within \(short(entry.bound))" : "equal")")
@@ -93,7 +94,9 @@ public struct SelfTest {
         _ word: String, _ number: Int, _ set: URL, _ entry: ProcessingEntry, _ engine: OrtEngine
     ) throws -> String? {
         let answers = try engine.run(tensors(set, "input"))
-        for (name, wanted) in try tensors(set, "output") {
+        let expected = try tensors(set, "output")
+        for name in entry.outputs.map(\.name) {
+            guard let wanted = expected[name] else { return "\(word): sample \(number) has no output '\(name)'" }
             guard let found = answers[name] else { return "\(word): there is no '\(name)' of sample \(number)" }
             guard let off = try distance(found, wanted) else {
                 let original = word == "preprocess" ? "tokenizer" : "original"

@@ -7,7 +7,9 @@ import XCTest
 final class SelfTestOnDevice: XCTestCase {
     func testEveryBundlePasses() throws {
         let bundles = Foundation.Bundle.module.bundleURL.appendingPathComponent("bundles")
-        for folder in try FileManager.default.contentsOfDirectory(at: bundles, includingPropertiesForKeys: nil) {
+        let folders = try FileManager.default.contentsOfDirectory(at: bundles, includingPropertiesForKeys: nil)
+        XCTAssertFalse(folders.isEmpty, "there are no bundles among the test's resources")
+        for folder in folders {
             var lines = [String]()
             let passed = SelfTest(folder: folder) { lines.append($0) }.run()
             print(lines.joined(separator: "\n"))

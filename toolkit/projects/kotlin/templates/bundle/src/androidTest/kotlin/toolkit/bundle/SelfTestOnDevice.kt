@@ -14,7 +14,9 @@ class SelfTestOnDevice {
     fun everyBundlePasses() {
         val instrumentation = InstrumentationRegistry.getInstrumentation()
         val assets = instrumentation.context.assets
-        for (name in assets.list("bundles").orEmpty()) {
+        val names = assets.list("bundles").orEmpty()
+        assertTrue("there are no bundles among the test's assets", names.isNotEmpty())
+        for (name in names) {
             val folder = Bundle.unpack("bundles/$name", instrumentation.targetContext.cacheDir) { assets.open(it) }
             val lines = ArrayList<String>()
             val passed = SelfTest(folder, OrtEngine.OPENER) { lines.add(it) }.run()

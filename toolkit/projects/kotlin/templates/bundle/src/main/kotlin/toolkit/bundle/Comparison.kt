@@ -54,8 +54,11 @@ internal class Drift(
                 throw BundleException("output '$name' is $answer; the reference is $reference")
             }
             val (r, c) = reference.toDoubles() to answer.toDoubles()
-            val odd = c.count { it.isNaN() || abs(it) > HUGE }
-            if (odd > 0) throw BundleException("output '$name' has $odd values that are NaN, infinite or above 1e100")
+            for ((values, whose) in listOf(r to " of the reference", c to "")) {
+                val odd = values.count { it.isNaN() || abs(it) > HUGE }
+                if (odd == 0) continue
+                throw BundleException("output '$name' has $odd values$whose that are NaN, infinite or above 1e100")
+            }
             if (attended != null) for (i in r.indices) if (!attended[i]) { r[i] = 0.0; c[i] = 0.0 }
             return of(r, c)
         }

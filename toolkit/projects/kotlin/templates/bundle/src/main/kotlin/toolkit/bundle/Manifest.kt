@@ -45,6 +45,7 @@ class Manifest private constructor(val folder: File, private val json: Map<Strin
 
     init {
         files.keys.forEach(::checkPath)
+        if (outputs.isEmpty()) throw BundleException("manifest.json: the model has no outputs")
     }
 
     /** Checks size and SHA-256 of all files and answers their number; a [BundleException] names one that differs. */
@@ -67,6 +68,10 @@ class Manifest private constructor(val folder: File, private val json: Map<Strin
         }
         return file
     }
+
+    /** The file, which must be among those whose hashes are checked. */
+    fun listed(path: String): File =
+        if (path in files) File(folder, path) else throw BundleException("$path: not listed in the manifest")
 
     /** All files but the manifest itself. */
     fun paths(): Set<String> = files.keys

@@ -19,14 +19,14 @@ class SelfTest(private val folder: File, private val opener: Opener, private val
         val manifest = Manifest.read(folder)
         say("bundle ${manifest.name} ${manifest.target}, made by toolkit ${manifest.toolkit}")
         say("files ${manifest.verify()} unchanged")
-        opener.open(File(folder, manifest.engine).path, emptyList()).use { engine ->
+        opener.open(manifest.listed(manifest.engine).path, emptyList()).use { engine ->
             requireSame("input", engine.inputs, manifest.engineInputs)
             requireSame("output", engine.outputs, manifest.engineOutputs)
             say("runtime ${engine.runtime}")
             judge(manifest, replay(manifest, engine))
         }
-        manifest.preprocess?.let { process("preprocess", it) }
-        manifest.postprocess?.let { process("postprocess", it) }
+        manifest.preprocess?.let { process("preprocess", it, manifest) }
+        manifest.postprocess?.let { process("postprocess", it, manifest) }
     }
 
     /** Names, types and ranks, in any order. */
@@ -69,13 +69,14 @@ class SelfTest(private val folder: File, private val opener: Opener, private val
             ?.let { throw BundleException("output '${it.key}' drifted: ${it.value}") }
     }
 
-    private fun process(word: String, entry: ProcessingEntry) {
+    private fun process(word: String, entry: ProcessingEntry, manifest: Manifest) {
         val graph = entry.graph ?: return
         if (OrtEngine.EXTENSIONS in entry.needs && opener.extensions.isNotEmpty()) {
             return say("$word skipped: ${opener.extensions}")
         }
         val sets = sets("${word}_data_set_")
-        opener.open(File(folder, graph).path, entry.needs).use { engine ->
+        if (sets.isEmpty()) throw BundleException("$word: the bundle holds no samples to check it on")
+        opener.open(manifest.listed(graph).path, entry.needs).use { engine ->
             val different = sets.mapIndexedNotNull { number, set -> different(word, number, set, entry, engine) }
             val all = if (entry.bound > 0) "within ${Drift.short(entry.bound)}" else "equal"
             when {
@@ -88,7 +89,9 @@ class SelfTest(private val folder: File, private val opener: Opener, private val
 
     private fun different(word: String, number: Int, set: File, entry: ProcessingEntry, engine: Engine): String? {
         val answers = engine.run(tensors(set, "input"))
-        for ((name, wanted) in tensors(set, "output")) {
+        val expected = tensors(set, "output")
+        for (name in entry.outputs.map { it.name }) {
+            val wanted = expected[name] ?: return "$word: sample $number has no output '$name'"
             val found = answers[name] ?: return "$word: there is no '$name' of sample $number"
             val off = distance(found, wanted)
             if (off == null) return "$word: '$name' of sample $number differs from the ${original(word)}'s"
