@@ -87,6 +87,7 @@ CASES: Mapping[str, str] = {
     "truth = Greater (x, y) out = Where (truth, a, b)",
     "Shape": "n = Shape (x) out = Cast <to: int = 1> (n)",
     "Shape-part": "n = Shape <start: int = -2, end: int = 2> (x) out = Cast <to: int = 1> (n)",
+    "Size": "n = Size (x) out = Cast <to: int = 1> (n)",
     "Reshape": f"shape = Constant {INTS}[4] {{0, 0, 2, 3}}> () out = Reshape (x, shape)",
     "Reshape-merged": f"shape = Constant {INTS}[2] {{-1, 6}}> () out = Reshape (x, shape)",
     "Reshape-moved": f"perm = Transpose <perm: ints = [1, 0, 2]> (x) shape = Constant {INTS}[4] {{0, 0, -1, 2}}> () "

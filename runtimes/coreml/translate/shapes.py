@@ -32,6 +32,15 @@ def _shape(node: Node) -> Var:
     return whole if end - start == rank else node.emit("slice_by_index", x=whole, begin=[start], end=[end])
 
 
+def _size(node: Node) -> Var:
+    """How many numbers the input holds, a scalar."""
+    x = node.input(0)
+    fixed = [size for size in sizes_of(x) if size is not None]
+    if len(fixed) == len(x.shape):
+        return node.emit("identity", x=np.int32(math.prod(fixed)))
+    return node.emit("reduce_prod", x=node.emit("shape", x=x), axes=[0], keep_dims=False)
+
+
 def _within(axis: int, rank: int) -> int:
     return min(max(axis + rank if axis < 0 else axis, 0), rank)
 
@@ -271,6 +280,7 @@ SHAPES: Mapping[str, Translate] = {
     "Range": _range,
     "Reshape": _reshape,
     "Shape": _shape,
+    "Size": _size,
     "Slice": _slice,
     "Split": _split,
     "Squeeze": _squeeze,
