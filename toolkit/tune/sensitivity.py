@@ -108,8 +108,6 @@ def rounded_weight(weight: Array, axis: int, recipe: QuantConfig) -> Array | Non
     `axis` is that of the output channels. Raises ValueError where the weight holds NaN or Inf.
     """
     if recipe.granularity != "per-block":
-        if weight.ndim != 2 and not recipe.convolutions:
-            return None
         scale = symmetric_scale(channel_absmax(weight, axis))
         return dequantize(quantize_weight(weight, scale, axis), scale, axis)
     inputs = 1 - axis
