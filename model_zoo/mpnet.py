@@ -22,10 +22,12 @@ CONFIGS = {
     "all-mpnet-base-v2": {
         "model_type": "mpnet", "architectures": ["MPNetModel"], "vocab_size": 30527, "hidden_size": 768,
         "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072, "max_position_embeddings": 514,
+        "layer_norm_eps": 1e-5,
     },
     "mpnet-base": {
         "model_type": "mpnet", "architectures": ["MPNetModel"], "vocab_size": 30527, "hidden_size": 768,
         "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072, "max_position_embeddings": 514,
+        "layer_norm_eps": 1e-5,
     },
 }  # fmt: skip
 POOLING = {"all-mpnet-base-v2": ("mean", True)}

@@ -16,13 +16,13 @@ CONFIGS = {
         "model_type": "roberta", "architectures": ["RobertaForMaskedLM"], "vocab_size": 50265, "hidden_size": 768,
         "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072,
         "max_position_embeddings": 514, "type_vocab_size": 1, "pad_token_id": 1, "bos_token_id": 0,
-        "eos_token_id": 2,
+        "eos_token_id": 2, "layer_norm_eps": 1e-5,
     },
     "roberta-large": {
         "model_type": "roberta", "architectures": ["RobertaForMaskedLM"], "vocab_size": 50265, "hidden_size": 1024,
         "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096,
         "max_position_embeddings": 514, "type_vocab_size": 1, "pad_token_id": 1, "bos_token_id": 0,
-        "eos_token_id": 2,
+        "eos_token_id": 2, "layer_norm_eps": 1e-5,
     },
 }  # fmt: skip
 

@@ -21,7 +21,7 @@ from toolkit.types import Calibration, ModelSpec, PackedWeight, QuantConfig, Ste
 
 __all__ = ["apply_by_layer"]
 
-_OWN, _LEFT = "", "excluded"
+_OWN, _LEFT, _UNNAMED = "", "excluded", "convolution"
 _NAMED = 6
 
 
@@ -68,7 +68,7 @@ def apply_by_layer(
     steps: list[Step] = []
     for each in _passes(scheme, recipe, modules):
         left = tuple(escape(module) for module, precision in modules.items() if precision not in each.takes)
-        used = replace(each.recipe, exclude=left, layers=(), others={})
+        used = replace(each.recipe, exclude=left, layers=(), others={}, convolutions=True)
         done = plugins.scheme(each.scheme).apply(model, spec, calibration, packed, used)
         steps += [step for step in done if step.what != EXCLUDED]
     halves = {module for module, precision in modules.items() if precision == "fp16" != _own(recipe)}
@@ -127,7 +127,9 @@ def _require_matches(units: Sequence[_Unit], recipe: QuantConfig) -> None:
 def _precision(unit: _Unit, recipe: QuantConfig) -> str:
     if any(unit.matches(pattern) for pattern in recipe.exclude):
         return _LEFT
-    return next((precision for pattern, precision in recipe.layers if unit.matches(pattern)), _OWN)
+    untaken = not recipe.convolutions and any(node.op_type == "Conv" for node in unit.nodes)
+    unnamed = _UNNAMED if untaken else _OWN
+    return next((precision for pattern, precision in recipe.layers if unit.matches(pattern)), unnamed)
 
 
 def _refuse_unknown(recipe: QuantConfig) -> None:

@@ -258,6 +258,8 @@ class QuantConfig:
     """
     others: Mapping[str, QuantConfig] = field(default_factory=dict)
     """How the schemes that `layers` name beside this one are applied, by their names."""
+    convolutions: bool = True
+    """Whether an 8-bit scheme takes the patch convolution that `layers` does not name."""
 
     @property
     def measured_by(self) -> str:

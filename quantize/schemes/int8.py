@@ -37,7 +37,7 @@ class StaticInt8:
         return self.decoder if spec.kind == "decoder" else self.config
 
     def weight_only(self, spec: ModelSpec) -> QuantConfig:
-        """Weights [K, N] with scales [N], activations as they are; a decoder's as ever."""
+        """Weights [K, N] with scales [N], activations and the patch convolution as they are; a decoder's as ever."""
         return self.decoder if spec.kind == "decoder" else self.weights
 
     def apply(
@@ -63,7 +63,8 @@ class StaticInt8:
 
 def _weights_by_channel(model: ir.Model, recipe: QuantConfig) -> list[Step]:
     lift_constants(model)
-    linears, excluded = split_excluded(find_linears(model.graph), recipe.exclude)
+    found = [each for each in find_linears(model.graph) if recipe.convolutions or each.node.op_type != "Conv"]
+    linears, excluded = split_excluded(found, recipe.exclude)
     steps = quantize_linears(model.graph, linears, None)
     return [*(step for step in steps if step.count), *excluded_step(excluded, recipe.exclude)]
 
@@ -91,5 +92,6 @@ SCHEME = StaticInt8(
         gate=Gate(
             min_sqnr_db=24.0, min_cosine=0.998, max_accuracy_drop=1.0, min_top1_agreement=0.98, min_overlap_at_10=0.95
         ),
+        convolutions=False,
     ),
 )

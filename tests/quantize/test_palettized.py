@@ -174,9 +174,24 @@ def test_int8_of_the_weights_alone_needs_no_data(tmp_path: Path) -> None:
     made = quantize(exported, "int8", None, tmp_path / "out", recipe=INT8.weight_only(SPEC))
     model = ir.load(made.path)
     assert not by_type(model, "QuantizeLinear")
-    assert _found(made.steps) == {"int8 Linears": 7, "int8 patch convolutions": 1}
+    assert _found(made.steps) == {"int8 Linears": 7}
+    assert "patch.weight" in model.graph.initializers
     feed = next(images(1, seed=3).batches())
     assert sqnr(run(exported.path, feed)["logits"], run(made.path, feed)["logits"]) > 30
+
+
+@pytest.mark.parametrize(
+    ("layers", "convolutions", "linears"),
+    [((("*.fc1", "fp32"),), 0, 6), ((("patch", "int8"), ("*.fc1", "fp32")), 1, 6), ((("*", "int8"),), 1, 7)],
+)
+def test_the_weights_alone_are_those_of_a_convolution_only_where_it_is_named(
+    layers: tuple[tuple[str, str], ...], convolutions: int, linears: int, tmp_path: Path
+) -> None:
+    exported = save_exported(vision_model(), tmp_path / "exported")
+    recipe = replace(INT8.weight_only(SPEC), layers=layers)
+    found = _found(quantize(exported, "int8", None, tmp_path / "out", recipe=recipe).steps)
+    assert found.get("int8 patch convolutions", 0) == convolutions
+    assert found["int8 Linears"] == linears
 
 
 def _recipe(**changes: object) -> QuantConfig:

@@ -83,6 +83,12 @@ def test_check_reads_the_package_back(bundles: dict[str, Bundle]) -> None:
     assert "hash only" not in result.output
 
 
+def test_rebuild_does_not_say_that_nothing_was_compiled(bundles: dict[str, Bundle]) -> None:
+    result = CliRunner().invoke(main, ["check", "--rebuild", str(bundles["coreml-fp16"].folder)])
+    assert (result.exit_code, "nothing was compiled" in result.output) == (4, False)
+    assert "cannot be built again and compared: coreml has no way to" in result.output
+
+
 def test_a_package_with_a_changed_weight_fails_check(bundles: dict[str, Bundle], tmp_path: Path) -> None:
     bundle = open_bundle(shutil.copytree(bundles["coreml-fp16"].folder, tmp_path / "bundle"))
     weights = _package(bundle) / "Data" / "com.apple.CoreML" / "weights" / "weight.bin"

@@ -74,6 +74,10 @@ CASES: Mapping[str, str] = {
     "a = Pow (x, two) out = Pow (a, half)",
     "Mod": "three = Constant <value: tensor = int64 {3}> () a = Mod (ids, three) out = Cast <to: int = 1> (a)",
     "Div-sizes": "three = Constant <value: tensor = int64 {3}> () a = Div (ids, three) out = Cast <to: int = 1> (a)",
+    "Div-below-zero": f"three = Constant {INTS} {{3}}> () two = Constant {INTS} {{2}}> () low = Sub (ids, three) "
+    "a = Div (low, two) out = Cast <to: int = 1> (a)",
+    "Div-of-shapes": f"three = Constant {INTS} {{3}}> () n = Shape (x) a = Div (n, three) out = Cast <to: int = 1> (a)",
+    "Pow-wider": "two = Constant <value: tensor = float[1, 1, 1, 1] {2}> () out = Pow (x, two)",
     "Clip": "low = Constant <value: tensor = float {-0.5}> () high = Constant <value: tensor = float {0.7}> () "
     "out = Clip (x, low, high)",
     "Clip-low": "low = Constant <value: tensor = float {-0.5}> () out = Clip (x, low)",

@@ -164,6 +164,8 @@ def test_what_cannot_be_searched_is_refused_before_any_weight_is_read(tmp_path):
     request = Request(model=MODEL, targets=(), output=tmp_path)
     with pytest.raises(UsageError, match="unknown runtime 'ort-cup'"):
         prepare(request, "ort-cup", "speed")
+    with pytest.raises(UnsupportedError, match="'coreml' has no fp32"):
+        prepare(request, "coreml", "size")
     with pytest.raises(UsageError, match="the model has no dimension 'sequence'"):
         prepare(request, "ort-cpu", "speed", {"sequence": 8})
     ready = plugins.runtime("trt").readiness()

@@ -38,13 +38,9 @@ def rebuild(bundle: Bundle, options: TargetOptions) -> Rebuild:
     the bundle's, UnsupportedError where nothing was compiled or it cannot be compiled again here.
     """
     require_unchanged(bundle)
-    name = bundle.manifest.target.runtime
-    runtime = plugins.runtime(name)
+    runtime = plugins.runtime(bundle.manifest.target.runtime)
     if not isinstance(runtime, Rebuilds):
-        raise UnsupportedError(
-            f"nothing was compiled for {bundle.folder}: {name} runs the graph itself",
-            hint="toolkit check without --rebuild verifies its files and measures its drift.",
-        )
+        raise _not_again(bundle)
     rebuilt = runtime.rebuild(bundle.folder, options)
     # Drift is measured on the manifest's graph: an engine of another one would be an engine of another model.
     if rebuilt.graph != bundle.manifest.graph:
@@ -121,3 +117,13 @@ def describe_status(bundle: Bundle, ran_on: str, *, executes: bool, interprets: 
             f"drift is that of the graph it was compiled from, on {ran_on}."
         )
     return f"There is no engine, only its graph{why}; drift is that of the graph, on {ran_on}."
+
+
+def _not_again(bundle: Bundle) -> UnsupportedError:
+    """What is said of a runtime that cannot build its engines again: it made none, or none that can be compared."""
+    name, files = bundle.manifest.target.runtime, bundle.manifest.engine.files
+    if files and bundle.manifest.graph not in files:
+        message = f"the engine of {bundle.folder} cannot be built again and compared: {name} has no way to"
+    else:
+        message = f"nothing was compiled for {bundle.folder}: {name} runs the graph itself"
+    return UnsupportedError(message, hint="toolkit check without --rebuild verifies its files and measures its drift.")

@@ -115,10 +115,10 @@ def prepare(request: Request, runtime: str, objective: Objective, sizes: Mapping
     """Resolve the model and refuse what cannot be searched, before any weight is read.
 
     The drift that is allowed is that of the model's int8, with what the request's drift gate replaces of it: one
-    budget for all schemes. Raises UnsupportedError where speed cannot be measured here, UsageError for a size that
-    the model does not have.
+    budget for all schemes. Raises UnsupportedError where the runtime has no fp32 or speed cannot be measured here,
+    UsageError for a size that the model does not have.
     """
-    plugins.find("runtimes", runtime)
+    _require_fp32(runtime)
     base = plan(replace(request, targets=(f"{runtime}-fp32",), recipe=Quantization()))
     schemes = schemes_for(runtime, base.spec.kind)
     whole = replace(base, targets=tuple(Target(runtime, scheme) for scheme in schemes))
@@ -128,6 +128,15 @@ def prepare(request: Request, runtime: str, objective: Objective, sizes: Mapping
         workload = Workload(whole.spec, dict(sizes or {}))
     budget = whole.target_gate(Target(runtime, "int8" if "int8" in schemes else "fp32"))
     return Search(whole, runtime, objective, budget, workload)
+
+
+def _require_fp32(runtime: str) -> None:
+    taken = plugins.find("runtimes", runtime).literals.get("SCHEMES", ())
+    if "fp32" not in taken:
+        raise UnsupportedError(
+            f"runtime '{runtime}' has no fp32, which all trials are measured against",
+            hint=f"Export its schemes at once ({', '.join(taken)}): the last table has the drift and size of each.",
+        )
 
 
 def _require_timing(runtime: str) -> None:

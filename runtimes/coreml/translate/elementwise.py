@@ -6,11 +6,17 @@ from collections.abc import Mapping
 from functools import reduce
 
 import numpy as np
+import onnx_ir as ir
 
+from quantize.nodes import constant
 from runtimes.coreml.translate.mil import Var
 from runtimes.coreml.translate.values import Node, Translate
 
 __all__ = ["ELEMENTWISE"]
+
+_MOVED = frozenset({"Cast", "Gather", "Identity", "Reshape", "Slice", "Squeeze", "Unsqueeze"})
+_KEPT = frozenset({"Add", "Concat", "Div", "Mul"})
+"""Operators whose answer is not negative where the first input is not, and where none is."""
 
 
 def _unary(operator: str) -> Translate:
@@ -33,8 +39,27 @@ def _add(node: Node) -> Var:
 
 
 def _div(node: Node) -> Var:
-    """Integers are only divided where they are sizes, which are not negative: rounding down is rounding to zero."""
-    return _binary("floor_div" if node.dtype == "int32" else "real_div")(node)
+    """Integers are rounded towards zero, which for sizes is down; of others the sign is put back afterwards."""
+    if node.dtype != "int32":
+        return _binary("real_div")(node)
+    if all(_is_size(value) for value in node.node.inputs):
+        return _binary("floor_div")(node)
+    x, y = node.inputs()
+    whole = node.emit("floor_div", x=node.emit("abs", x=x), y=node.emit("abs", x=y))
+    signs = node.emit("mul", x=node.emit("sign", x=x), y=node.emit("sign", x=y))
+    return node.emit("mul", x=whole, y=signs)
+
+
+def _is_size(value: ir.Value | None) -> bool:
+    """Whether integers are made of sizes, and of constants, in ways that give nothing below zero."""
+    tensor, producer = constant(value), value.producer() if value is not None else None
+    if tensor is not None:
+        return bool((tensor.numpy() >= 0).all())
+    if producer is None or producer.op_type == "Shape":
+        return producer is not None
+    if producer.op_type in _MOVED:
+        return _is_size(producer.inputs[0])
+    return producer.op_type in _KEPT and all(_is_size(each) for each in producer.inputs)
 
 
 def _neg(node: Node) -> Var:
@@ -48,7 +73,8 @@ def _reciprocal(node: Node) -> Var:
 
 def _pow(node: Node) -> Var:
     exponent, base = node.array(1), node.input(0)
-    if exponent is not None and exponent.size == 1 and float(exponent.reshape(())) == 2.0:
+    scalar = exponent is not None and exponent.size == 1 and exponent.ndim <= len(base.shape)
+    if exponent is not None and scalar and float(exponent.reshape(())) == 2.0:
         return node.emit("square", x=base)
     if exponent is not None:
         return node.emit("pow", x=base, y=node.number(exponent, node.dtype))
