@@ -36,12 +36,22 @@ def fix_shapes(model: ir.Model, spec: ModelSpec) -> list[Step]:
     sizes = fixed_sizes(spec)
     _number_all(model.graph, sizes)
     optimize_ir(model, input_size_limit=_LARGEST_FOLDED, output_size_limit=_LARGEST_FOLDED, should_fold=_folds)
+    _register_constants(model.graph)
     CommonSubexpressionEliminationPass()(model)
     RemoveUnusedNodesPass()(model)
     RemoveUnusedOpsetsPass()(model)
     told = ", ".join(f"{name} {size}" for name, size in sizes.items())
     folded = before - model.graph.num_nodes()
     return [Step("lower", "nodes folded away", folded, f"the shape is fixed: {told}")] if told else []
+
+
+def _register_constants(graph: ir.Graph) -> None:
+    """onnxscript 0.7 folds some shapes to constants that nodes read and the graph does not list."""
+    for node in graph:
+        for value in node.inputs:
+            constant = value is not None and value.const_value is not None and value.producer() is None
+            if value is not None and constant and graph.initializers.get(str(value.name)) is not value:
+                graph.register_initializer(value)
 
 
 def _folds(node: ir.Node) -> bool | None:
