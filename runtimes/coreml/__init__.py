@@ -30,7 +30,7 @@ KINDS = ("encoder", "vision", "decoder", "module")
 WEIGHT_ONLY = ("int8",)
 """Schemes that quantize no activations here: Core ML computes in half precision, whatever weights are stored in."""
 
-_INSTALL = "pip install '.[coreml]'"
+_INSTALL = "pip install 'transformer-export-toolkit[coreml]'"
 _ELSEWHERE = "Core ML runs on Apple devices only"
 
 

@@ -152,5 +152,5 @@ def package_of(folder: Path, engine: Mapping[str, Any]) -> Path:
                 return folder / part
     raise UnsupportedError(
         f"{folder} holds no Core ML package",
-        hint="Export again where coremltools is installed: pip install coremltools.",
+        hint="Export again where coremltools is installed: pip install 'transformer-export-toolkit[coreml]'.",
     )

@@ -227,7 +227,7 @@ def test_without_coremltools_nothing_is_built_and_the_hint_says_how_to_get_it(
     assert RUNTIME.readiness().reason == "coremltools is not installed"
     with pytest.raises(MissingDependencyError, match="needs coremltools") as raised:
         RUNTIME.build(graph)
-    assert raised.value.hint == "pip install '.[coreml]'"
+    assert raised.value.hint == "pip install 'transformer-export-toolkit[coreml]'"
 
 
 def test_a_dimension_of_one_size_is_no_range(tmp_path: Path) -> None:
