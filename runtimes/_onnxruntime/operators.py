@@ -22,7 +22,7 @@ class Contents:
     """Domain and type of every node of the main graph, and the ONNX number types that the file names anywhere.
 
     `turns_integers` says that a `Transpose`, or an attention, which has one in its body, reads dequantized activations,
-    or any reads them in a graph of one fixed shape, whose Linears ONNX Runtime puts between Reshapes.
+    or in a graph of one fixed shape a `MatMul` with a bias, which ONNX Runtime makes a `Gemm` between Reshapes.
     """
 
     operators: frozenset[tuple[str, str]] = frozenset()
@@ -45,7 +45,11 @@ def _turns_integers(graph: onnx.GraphProto) -> bool:
     stored = (node for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] not in weights)
     dequantized = {node.output[0] for node in stored}
     turning = (node for node in graph.node if (node.domain, node.op_type) in _TURNING)
-    return bool(dequantized and _is_fixed(graph)) or any(dequantized & set(node.input) for node in turning)
+    if any(dequantized & set(node.input) for node in turning):
+        return True
+    products = {n.output[0] for n in graph.node if n.op_type == "MatMul" and dequantized & set(n.input)}
+    biased = any(node.op_type == "Add" and products & set(node.input) for node in graph.node)
+    return biased and _is_fixed(graph)
 
 
 def _is_fixed(graph: onnx.GraphProto) -> bool:
