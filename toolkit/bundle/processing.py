@@ -1,4 +1,4 @@
-"""Writing and reading what stands before and after the model in a bundle: its graphs and their samples."""
+"""Writing what stands before and after the model in a bundle: its graphs and their samples."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from toolkit.bundle.manifest import ProcessingEntry
 from toolkit.processing import Processing
 from toolkit.types import TensorSpec
 
-__all__ = ["GRAPHS", "Place", "write_processing"]
+__all__ = ["GRAPHS", "SAMPLES", "Place", "write_processing"]
 
 Place = Literal["preprocess", "postprocess"]
 GRAPHS: dict[Place, str] = {"preprocess": "preprocess.onnx", "postprocess": "postprocess.onnx"}
+SAMPLES: dict[Place, str] = {place: f"{place}_data_set_" for place in GRAPHS}
+"""What the folders of their samples begin with, before the number."""
 
 
 def write_processing(folder: Path, place: Place, processing: Processing) -> ProcessingEntry:
@@ -25,7 +27,7 @@ def write_processing(folder: Path, place: Place, processing: Processing) -> Proc
     (folder / GRAPHS[place]).write_bytes(processing.graph.SerializeToString())
     inputs, outputs = _specs(processing.graph.graph.input), _specs(processing.graph.graph.output)
     given, expected = [pair[0] for pair in processing.samples], [pair[1] for pair in processing.samples]
-    write_sets(folder, f"{place}_data_set_", given, expected, (inputs, outputs))
+    write_sets(folder, SAMPLES[place], given, expected, (inputs, outputs))
     return ProcessingEntry(
         graph=GRAPHS[place],
         inputs=inputs,

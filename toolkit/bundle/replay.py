@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.bundle.manifest import ProcessingEntry
-from toolkit.bundle.processing import GRAPHS, Place
+from toolkit.bundle.processing import GRAPHS, SAMPLES, Place
 from toolkit.bundle.read import Bundle
 from toolkit.bundle.testdata import read_sets
 from toolkit.errors import DriftError, StageError
@@ -56,7 +56,7 @@ def raise_if_moved(replayed: Sequence[Replayed]) -> None:
 
 
 def _replayed(bundle: Bundle, place: Place, entry: ProcessingEntry) -> Replayed:
-    given, expected = read_sets(bundle.folder, f"{place}_data_set_")
+    given, expected = read_sets(bundle.folder, SAMPLES[place])
     if not given:
         raise StageError(place, "the bundle holds no samples to check it on", hint="Export it again.")
     lacking = [name for name in ("onnxruntime", *entry.needs) if not _is_here(name)]
