@@ -1,4 +1,4 @@
-// ONNX Runtime custom operators of domain `toolkit.cpu`: Linears whose weights are int4 or int8 in blocks.
+// Operators of domain `toolkit.cpu`: Linears whose weights are int4 or int8 in blocks.
 //
 //   BlockLinear(x, B, scales)                  attributes K, N, bits (4 | 8), block_size
 //   BlockLinearOffset(x, B, scales, offsets)   y += (sum of x over each block) * offset
@@ -13,54 +13,24 @@
 //   8 bits: step / 4 lines of 64 bytes; line j, byte 4 r + i: output r, k = 4 j + i, signed
 // then 16 scales, then 16 constants that multiply the step's sum of x (the offset form only), as float or, where that
 // loses nothing, as half. A block of more than 32 is several steps with the same scale.
-//
-// No ONNX Runtime header is needed: its C interface only ever grows, so the slots used here stand where they are.
-
 #include <algorithm>
 #include <cfloat>
 #include <cmath>
 #include <cstdint>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
-#include <exception>
 #include <limits>
 #include <memory>
-#include <new>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
-#if defined(__linux__)
-#include <fcntl.h>
-#include <sys/mman.h>
-#include <unistd.h>
-#endif
+#include "operators.h"
+#include "processor.h"
 
-#if defined(__x86_64__)
-#include <cpuid.h>
-#include <immintrin.h>
-#define HAS_AVX2_PATH 1
-// Every function on this path carries its instruction set: the library is built for any x86 and looks once it runs.
-#define AVX2 __attribute__((target("avx2,fma,f16c")))
-#define AVX2_INLINE __attribute__((always_inline, target("avx2,fma,f16c"))) inline
-#endif
-
+namespace toolkit {
 namespace {
 
 constexpr int64_t kTile = 16;
-constexpr size_t kLine = 64;
-
-struct Free {
-  void operator()(void* memory) const { std::free(memory); }
-};
-using Bytes = std::unique_ptr<uint8_t, Free>;
-
-Bytes allocate(size_t count) {
-  void* memory = nullptr;
-  if (posix_memalign(&memory, kLine, std::max(count, kLine)) != 0) throw std::bad_alloc();
-  return Bytes(static_cast<uint8_t*>(memory));
-}
 
 struct Weights {
   int64_t K = 0, N = 0, bits = 0, block = 0;
@@ -152,7 +122,7 @@ void multiply_portable(const Weights& w, const Rows& rows, float* y, int64_t fir
     }
 }
 
-// ---- x86 with AVX2 (no AVX512-VNNI path: none of it could be run where this was written) ----
+// ---- x86 with AVX2 ----
 
 #if defined(HAS_AVX2_PATH)
 
@@ -428,29 +398,6 @@ AVX2 bool keeps(float value, float size) {
 }
 
 #endif
-
-#if defined(HAS_AVX2_PATH)
-// Asked by hand: compilers differ in which names __builtin_cpu_supports knows, and some answer no to all of them.
-bool processor_has_avx2() {
-  unsigned a, b, c, d;
-  constexpr unsigned needed = bit_FMA | bit_F16C | bit_AVX | bit_OSXSAVE;
-  if (!__get_cpuid(1, &a, &b, &c, &d) || (c & needed) != needed) return false;
-  unsigned low, high;  // whether the operating system keeps the wide registers
-  asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-  return (low & 6) == 6 && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & bit_AVX2);
-}
-#endif
-
-bool has_avx2() {
-#if defined(HAS_AVX2_PATH)
-  const char* wish = std::getenv("TOOLKIT_KERNELS");
-  if (wish != nullptr && std::strcmp(wish, "portable") == 0) return false;
-  return processor_has_avx2();
-#else
-  return false;
-#endif
-}
-
 struct Kernels {
   Round round = round_portable;
   Multiply multiply = multiply_portable;
@@ -555,178 +502,6 @@ void pack(Weights& w, const Source& from, bool avx2) {
   w.cells = allocate(static_cast<size_t>(w.tiles) * tile_bytes);
   for (int64_t t = 0; t < w.tiles; ++t) pack_tile(w, from, t, w.cells.get() + static_cast<size_t>(t) * tile_bytes);
 }
-
-struct Range {
-  uintptr_t begin, end;
-};
-
-// Lets go of the pages of constants that were packed, where they are still those of a mapped file: such pages come back
-// from the file should anyone read them again. Any other page is left alone; there this call would destroy it.
-void give_back(const Range& range) {
-#if defined(__linux__)
-  const uintptr_t page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
-  const uintptr_t first = (range.begin + page - 1) / page, last = range.end / page;
-  const int file = first < last ? open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC) : -1;
-  if (file < 0) return;
-  constexpr uint64_t of_a_file = uint64_t{1} << 61, present = uint64_t{1} << 63;
-  std::vector<uint64_t> entries(last - first);
-  const ssize_t wanted = static_cast<ssize_t>(entries.size() * sizeof(uint64_t));
-  const bool complete = pread(file, entries.data(), static_cast<size_t>(wanted), static_cast<off_t>(first * 8)) == wanted;
-  close(file);
-  if (!complete) return;
-  for (size_t i = 0, run = 0; i <= entries.size(); ++i) {
-    if (i < entries.size() && (entries[i] & of_a_file) && (entries[i] & present)) continue;
-    if (run < i) madvise(reinterpret_cast<void*>((first + run) * page), (i - run) * page, MADV_DONTNEED);
-    run = i + 1;
-  }
-#else
-  (void)range;
-#endif
-}
-
-// ---- ONNX Runtime's C interface ----
-
-using Status = void*;
-using Api = void* const*;
-
-enum Slot {
-  kCreateStatus = 0,
-  kCreateDomain = 26,
-  kDomainAdd = 27,
-  kAddDomain = 28,
-  kTensorData = 51,
-  kTensorType = 60,
-  kDimensionCount = 61,
-  kDimensions = 62,
-  kElementCount = 64,
-  kTypeAndShape = 65,
-  kAttribute = 86,
-  kInput = 90,
-  kOutput = 91,
-  kReleaseStatus = 93,
-  kReleaseShape = 99,
-  kConstantInput = 249,
-  kParallelFor = 274,
-};
-constexpr uint32_t kInterface = 17;   // the first with kParallelFor
-constexpr uint32_t kOpLayout = 16;    // OrtCustomOp as far as `last` below
-constexpr int kFail = 1, kFloat = 1, kUint8 = 2;
-
-struct Failed {
-  Status status;
-};
-
-template <class... A>
-void call(Api api, Slot slot, A... arguments) {
-  const Status status = reinterpret_cast<Status (*)(A...)>(api[slot])(arguments...);
-  if (status != nullptr) throw Failed{status};
-}
-
-Status failure(Api api, const char* text) {
-  return reinterpret_cast<Status (*)(int, const char*)>(api[kCreateStatus])(kFail, text);
-}
-
-// Exceptions must not pass through a C interface.
-template <class F>
-Status guarded(Api api, F body) noexcept {
-  try {
-    body();
-    return nullptr;
-  } catch (const Failed& failed) {
-    return failed.status;
-  } catch (const std::exception& error) {
-    return failure(api, error.what());
-  } catch (...) {
-    return failure(api, "unknown error");
-  }
-}
-
-class Shape {
- public:
-  Shape(Api api, const void* tensor) : api_(api) { call(api, kTypeAndShape, tensor, &info_); }
-  ~Shape() { reinterpret_cast<void (*)(void*)>(api_[kReleaseShape])(info_); }
-  Shape(const Shape&) = delete;
-  Shape& operator=(const Shape&) = delete;
-
-  int type() const {
-    int type = 0;
-    call(api_, kTensorType, static_cast<const void*>(info_), &type);
-    return type;
-  }
-  int64_t elements() const {
-    size_t count = 0;
-    call(api_, kElementCount, static_cast<const void*>(info_), &count);
-    return static_cast<int64_t>(count);
-  }
-  std::vector<int64_t> dimensions() const {
-    size_t count = 0;
-    call(api_, kDimensionCount, static_cast<const void*>(info_), &count);
-    std::vector<int64_t> sizes(count);
-    call(api_, kDimensions, static_cast<const void*>(info_), sizes.data(), count);
-    return sizes;
-  }
-
- private:
-  Api api_;
-  void* info_ = nullptr;
-};
-
-void* data_of(Api api, const void* tensor) {
-  void* data = nullptr;
-  call(api, kTensorData, tensor, &data);
-  return data;
-}
-
-int64_t attribute(Api api, const void* info, const char* name) {
-  int64_t value = 0;
-  call(api, kAttribute, info, name, &value);
-  return value;
-}
-
-// A constant of exactly so many elements: the packing trusts the count.
-const void* constant(Api api, const void* info, size_t index, int type, int64_t elements, std::vector<Range>& read) {
-  int is_constant = 0;
-  const void* tensor = nullptr;
-  call(api, kConstantInput, info, index, &is_constant, &tensor);
-  if (!is_constant || tensor == nullptr)
-    throw std::invalid_argument("input " + std::to_string(index) + " must be a constant");
-  const Shape shape(api, tensor);
-  if (shape.type() != type || shape.elements() != elements)
-    throw std::invalid_argument("input " + std::to_string(index) + " must have " + std::to_string(elements) +
-                                " elements, or it has the wrong type");
-  const void* data = data_of(api, tensor);
-  const uintptr_t begin = reinterpret_cast<uintptr_t>(data);
-  read.push_back({begin, begin + static_cast<uintptr_t>(elements) * (type == kFloat ? 4 : 1)});
-  return data;
-}
-
-struct Op {
-  uint32_t version;
-  void* create;
-  const char* (*name)(const Op*);
-  const char* (*provider)(const Op*);
-  int (*input_type)(const Op*, size_t);
-  size_t (*inputs)(const Op*);
-  int (*output_type)(const Op*, size_t);
-  size_t (*outputs)(const Op*);
-  void* compute;
-  void (*destroy)(void*);
-  int (*input_kind)(const Op*, size_t);
-  int (*output_kind)(const Op*, size_t);
-  int (*input_memory)(const Op*, size_t);
-  int (*variadic_input_least)(const Op*);
-  int (*variadic_input_alike)(const Op*);
-  int (*variadic_output_least)(const Op*);
-  int (*variadic_output_alike)(const Op*);
-  Status (*create_v2)(const Op*, Api, const void* info, void** kernel);
-  Status (*compute_v2)(void* kernel, void* context);
-  Status (*infer_shape)(const Op*, void*);
-  int (*since)(const Op*);
-  int (*until)(const Op*);
-  void* last[4];
-  bool offset;  // ours: ONNX Runtime reads no further than it knows
-};
-
 struct Kernel {
   Api api;
   Weights weights;
@@ -750,7 +525,7 @@ Status create(const Op* op, Api api, const void* info, void** made) {
     w.N = attribute(api, info, "N");
     w.bits = attribute(api, info, "bits");
     w.block = attribute(api, info, "block_size");
-    w.offset = op->offset;
+    w.offset = op->variant == 1;
     check(w);
     const int64_t scales = w.N * (w.K / w.block);
     std::vector<Range> read;
@@ -758,57 +533,12 @@ Status create(const Op* op, Api api, const void* info, void** made) {
     from.codes = static_cast<const uint8_t*>(constant(api, info, 1, kUint8, w.N * (w.K * w.bits / 8), read));
     from.scales = static_cast<const float*>(constant(api, info, 2, kFloat, scales, read));
     if (w.offset) from.offsets = static_cast<const float*>(constant(api, info, 3, kFloat, scales, read));
-    const bool avx2 = has_avx2();
+    const bool avx2 = instructions() >= kAvx2;
     pack(w, from, avx2);
     kernel->kernels = kernels_for(w, avx2);
     for (const Range& range : read) give_back(range);
     *made = kernel.release();
   });
-}
-
-// One product as ONNX Runtime's pool runs it: `chunks` pieces of rows to round, then of tiles to multiply.
-struct Job {
-  const Kernel* kernel;
-  const float* x;
-  float* y;
-  Rows rows;
-  int64_t chunks;
-
-  int64_t cut(int64_t whole, size_t index) const { return whole * static_cast<int64_t>(index) / chunks; }
-  void round(size_t i) const {
-    kernel->kernels.round(kernel->weights, x, rows, cut(rows.M, i), cut(rows.M, i + 1));
-  }
-  void multiply(size_t i) const {
-    const int64_t tiles = kernel->weights.tiles;
-    kernel->kernels.multiply(kernel->weights, rows, y, cut(tiles, i), cut(tiles, i + 1));
-  }
-};
-
-void round_chunk(void* job, size_t index) { static_cast<Job*>(job)->round(index); }
-void multiply_chunk(void* job, size_t index) { static_cast<Job*>(job)->multiply(index); }
-
-void in_parallel(const Job& job, void* context, void (*piece)(void*, size_t)) {
-  Job copy = job;
-  if (job.chunks == 1) piece(&copy, 0);
-  else
-    call(job.kernel->api, kParallelFor, static_cast<const void*>(context), piece, static_cast<size_t>(job.chunks),
-         size_t{0}, static_cast<void*>(&copy));
-}
-
-// Pieces of about this much work, so that threads that start late or run slowly take fewer of them.
-int64_t chunks_of(int64_t work, int64_t each, int64_t most) {
-  return std::clamp<int64_t>(work / each, 1, std::min<int64_t>(most, 64));
-}
-
-// Room for the rounded rows, kept by each thread that runs nodes.
-uint8_t* scratch(size_t bytes) {
-  static thread_local Bytes held;
-  static thread_local size_t size = 0;
-  if (bytes > size) {
-    held = allocate(bytes);
-    size = bytes;
-  }
-  return held.get();
 }
 
 Rows rows_of(const Weights& w, int64_t M) {
@@ -834,66 +564,38 @@ Status compute(void* opened, void* context) {
     void* output = nullptr;
     call(api, kOutput, context, size_t{0}, static_cast<const int64_t*>(sizes.data()), sizes.size(), &output);
     if (M == 0) return;
-    Job job{&kernel, static_cast<float*>(data_of(api, input)), static_cast<float*>(data_of(api, output)), {}, 1};
-    job.rows = rows_of(w, M);
-    job.chunks = chunks_of(M * w.K, 16384, M);
-    in_parallel(job, context, round_chunk);
-    job.chunks = chunks_of(w.tiles * w.steps * static_cast<int64_t>(w.cell) * M, 32768, w.tiles);
-    in_parallel(job, context, multiply_chunk);
+    const float* x = static_cast<float*>(data_of(api, input));
+    float* y = static_cast<float*>(data_of(api, output));
+    const Rows rows = rows_of(w, M);
+    int64_t pieces = chunks_of(M * w.K, 16384, M);
+    in_pieces(api, context, pieces, [&](size_t i) {
+      kernel.kernels.round(w, x, rows, cut(M, i, pieces), cut(M, i + 1, pieces));
+    });
+    pieces = chunks_of(w.tiles * w.steps * static_cast<int64_t>(w.cell) * M, 32768, w.tiles);
+    in_pieces(api, context, pieces, [&](size_t i) {
+      kernel.kernels.multiply(w, rows, y, cut(w.tiles, i, pieces), cut(w.tiles, i + 1, pieces));
+    });
   });
 }
-
-int number_one(const Op*) { return 1; }
-int zero_of(const Op*, size_t) { return 0; }
-
 Op op_of(bool offset) {
-  Op op{};
-  op.version = kOpLayout;
-  op.offset = offset;
-  op.name = [](const Op* self) { return self->offset ? "BlockLinearOffset" : "BlockLinear"; };
-  op.provider = [](const Op*) -> const char* { return nullptr; };
+  Op op = bare_op();
+  op.variant = offset ? 1 : 0;
+  op.name = [](const Op* self) { return self->variant == 1 ? "BlockLinearOffset" : "BlockLinear"; };
   op.input_type = [](const Op*, size_t index) { return index == 1 ? kUint8 : kFloat; };
-  op.inputs = [](const Op* self) -> size_t { return self->offset ? 4 : 3; };
+  op.inputs = [](const Op* self) -> size_t { return self->variant == 1 ? 4 : 3; };
   op.output_type = [](const Op*, size_t) { return static_cast<int>(kFloat); };
   op.outputs = [](const Op*) -> size_t { return 1; };
   op.destroy = [](void* kernel) { delete static_cast<Kernel*>(kernel); };
-  op.input_kind = op.output_kind = op.input_memory = zero_of;
-  op.variadic_input_least = op.variadic_input_alike = number_one;
-  op.variadic_output_least = op.variadic_output_alike = number_one;
   op.create_v2 = create;
   op.compute_v2 = compute;
-  op.since = op.until = number_one;
   return op;
-}
-
-struct Base {
-  Api (*get_api)(uint32_t);
-  const char* (*version)();
-};
-
-// One domain for all sessions: it must outlive every one of them.
-void* domain(Api api) {
-  static const Op plain = op_of(false), offset = op_of(true);
-  static void* const made = [api] {
-    void* created = nullptr;
-    call(api, kCreateDomain, "toolkit.cpu", &created);
-    call(api, kDomainAdd, created, &plain);
-    call(api, kDomainAdd, created, &offset);
-    return created;
-  }();
-  return made;
 }
 
 }  // namespace
 
-extern "C" {
-
-__attribute__((visibility("default"))) void* RegisterCustomOps(void* options, const Base* base) {
-  const Api api = base->get_api(kInterface);
-  if (api == nullptr) return failure(base->get_api(1), "onnxruntime 1.17 or later is needed");
-  return guarded(api, [&] { call(api, kAddDomain, options, domain(api)); });
+std::vector<const Op*> block_linear_operators() {
+  static const Op plain = op_of(false), offset = op_of(true);
+  return {&plain, &offset};
 }
 
-// What the kernels use on this processor: 1 for AVX2, 0 for plain C++.
-__attribute__((visibility("default"))) int toolkit_kernels_instructions() { return has_avx2() ? 1 : 0; }
-}
+}  // namespace toolkit

@@ -19,19 +19,22 @@ from pathlib import Path
 
 import platformdirs
 
-__all__ = ["SOURCE", "SWITCH", "instructions", "library", "library_key", "reason"]
+__all__ = ["SOURCES", "SWITCH", "instructions", "library", "library_key", "reason"]
 
-SOURCE = Path(__file__).with_name("block_linear.cpp")
+SOURCES = tuple(sorted(path for end in ("cpp", "h") for path in Path(__file__).parent.glob(f"*.{end}")))
 SWITCH = "TOOLKIT_KERNELS"
-"""Environment: `0` turns the kernels off, `portable` takes their plain C++ form, anything else the fastest one."""
+"""Environment: `0` turns the kernels off, `portable` takes their plain C++ form, `avx2` at most that.
+
+Anything else takes the fastest form.
+"""
 
 _FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-fvisibility=hidden")
 # gcc would otherwise regroup sums of products so that they no longer fit in the registers.
 _GCC_FLAGS = ("-fno-tree-reassoc",)
 _COMPILERS = ("c++", "g++", "clang++")
 _SECONDS = 300
-_PORTABLE, _AVX2 = 0, 1
-_NAMES = {_PORTABLE: "plain C++", _AVX2: "AVX2"}
+_PORTABLE = 0
+_NAMES = {_PORTABLE: "plain C++", 1: "AVX2", 2: "AVX512-VNNI"}
 
 
 class _UnavailableError(Exception):
@@ -92,14 +95,15 @@ def _compiler(chosen: str) -> tuple[str, ...]:
 def _built(folder: Path, compiler: tuple[str, ...]) -> Path:
     """The library in the cache; compiled there under a temporary name, so that nobody ever loads half of one."""
     version = _run((*compiler, "--version"))
-    path = folder / f"block_linear-{library_key(SOURCE.read_bytes(), version)}.so"
+    source = b"".join(path.read_bytes() for path in SOURCES)
+    path = folder / f"kernels-{library_key(source, version)}.so"
     if path.is_file():
         return path
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     flags = (*_FLAGS, *(() if "clang" in version else _GCC_FLAGS))
     with tempfile.TemporaryDirectory(dir=folder, prefix="building-") as temporary:
         made = Path(temporary) / path.name
-        _run((*compiler, *flags, str(SOURCE), "-o", str(made)))
+        _run((*compiler, *flags, *(str(path) for path in SOURCES if path.suffix == ".cpp"), "-o", str(made)))
         if not made.is_file():
             raise _UnavailableError(f"{compiler[0]} said nothing and wrote no library")
         made.replace(path)

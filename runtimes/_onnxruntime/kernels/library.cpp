@@ -1,0 +1,39 @@
+// The library of ONNX Runtime custom operators of domain `toolkit.cpu`.
+
+#include "operators.h"
+#include "processor.h"
+
+namespace toolkit {
+namespace {
+
+struct Base {
+  Api (*get_api)(uint32_t);
+  const char* (*version)();
+};
+
+// One domain for all sessions: it must outlive every one of them.
+void* domain(Api api) {
+  static void* const made = [api] {
+    void* created = nullptr;
+    call(api, kCreateDomain, "toolkit.cpu", &created);
+    for (const Op* op : block_linear_operators()) call(api, kDomainAdd, created, op);
+    return created;
+  }();
+  return made;
+}
+
+}  // namespace
+}  // namespace toolkit
+
+extern "C" {
+
+__attribute__((visibility("default"))) void* RegisterCustomOps(void* options, const toolkit::Base* base) {
+  using namespace toolkit;
+  const Api api = base->get_api(kInterface);
+  if (api == nullptr) return failure(base->get_api(1), "onnxruntime 1.17 or later is needed");
+  return guarded(api, [&] { call(api, kAddDomain, options, domain(api)); });
+}
+
+// What the kernels use on this processor, by the numbers of `Instructions`.
+__attribute__((visibility("default"))) int toolkit_kernels_instructions() { return toolkit::instructions(); }
+}
