@@ -395,7 +395,7 @@ def script(path, text):
         ("exit 0", "wrote no library"),
         (
             'while [ "$1" != -o ] && [ $# -gt 0 ]; do shift; done; [ $# -gt 0 ] && echo junk > "$2"; true',
-            "block_linear",
+            "kernels-",
         ),
     ],
     ids=["fails at once", "fails to compile", "does nothing", "writes junk"],
