@@ -11,8 +11,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from quantize.arithmetic import symmetric_scale
-from quantize.calibration import DEFAULT_PERCENTILE, Channels, measure_channels, observe, require
+from quantize.calibration import Channels, measure_channels, observe, require
 from quantize.formats import Format
+from quantize.histogram import DEFAULT_PERCENTILE, Histogram
 from quantize.int8_attention import Int8Attention
 from quantize.linears import Linear, add_initializer, excluded_step, find_linears, quantize_linears, split_excluded
 from quantize.nodes import lift_constants, new_node, unused_name
@@ -21,6 +22,8 @@ from quantize.smoothing import choose_smoothing, find_groups, smooth
 from toolkit.types import Calibration, QuantConfig, Step
 
 __all__ = ["Static"]
+
+_KEPT = {"minmax": "largest magnitude", "entropy": "least divergence", "mse": "least squared error"}
 
 
 @dataclass(frozen=True)
@@ -81,15 +84,17 @@ class Static:
         calibration: Calibration,
     ) -> dict[str, float]:
         """The magnitude of each smoothed activation that is to become the largest number."""
-        if self.recipe.calibration == "percentile" and activations:
+        method = self.recipe.calibration
+        if method in ("percentile", "entropy", "mse") and activations:
+            kept = partial(Histogram.range, method=method, symmetric=True, percent=self.percentile)
             histograms = observe(model, activations, calibration, divisors)
-            return {name: histogram.percentile(self.percentile) for name, histogram in histograms.items()}
+            return {name: kept(histogram).absmax for name, histogram in histograms.items()}
         # The largest magnitude after a division is known without looking at the data again.
         return {name: float((held.absmax / divisors.get(name, 1)).max()) for name, held in seen.items()}
 
     def _calibrated(self, calibration: Calibration, count: int) -> Step:
         method = self.recipe.calibration
-        detail = f"{self.percentile:g} per cent" if method == "percentile" else "largest magnitude"
+        detail = f"{self.percentile:g} per cent" if method == "percentile" else _KEPT.get(method, "")
         return Step(
             "quantize", f"{method} calibration", count, f"{detail}, {calibration.count} from {calibration.source}"
         )

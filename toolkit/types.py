@@ -17,6 +17,7 @@ __all__ = [
     "DEFAULT_OPTIONS",
     "CacheForm",
     "Calibration",
+    "CalibrationMethod",
     "Decoder",
     "DecoderSpec",
     "DeviceMemory",
@@ -60,6 +61,7 @@ Kind = Literal["encoder", "vision", "decoder", "module"]
 EngineStatus = Literal["executed", "built", "graph-only"]
 Granularity = Literal["per-tensor", "per-channel", "per-block"]
 CacheForm = Literal["concat", "static"]
+CalibrationMethod = Literal["minmax", "percentile", "entropy", "mse"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,7 +244,7 @@ class QuantConfig:
     gate: Gate
     granularity: Granularity = "per-channel"
     symmetric: bool = True
-    calibration: Literal["none", "minmax", "percentile", "hessian"] = "none"
+    calibration: CalibrationMethod | Literal["none", "hessian"] = "none"
     exclude: tuple[str, ...] = ()
     smoothing: float | None = None
     """SmoothQuant's alpha, 0 to 1: how much of the activations' outliers moves into the weights, or None."""

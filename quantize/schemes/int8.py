@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from quantize.calibration import DEFAULT_PERCENTILE
 from quantize.formats import INT8
+from quantize.histogram import DEFAULT_PERCENTILE
 from quantize.linears import excluded_step, find_linears, quantize_linears, split_excluded
 from quantize.nodes import lift_constants
 from quantize.static import Static

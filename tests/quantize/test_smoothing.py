@@ -192,10 +192,17 @@ def test_percentiles_are_taken_of_the_divided_activation():
     assert plain.absmax != divided.absmax
 
 
-def test_percentile_calibration_still_runs_and_quantizes_every_linear():
-    model = attention_model()
-    scheme = replace(SCHEME, config=replace(SCHEME.config, calibration="percentile"))
-    scheme.apply(model, SPEC, tokens(), {})
+@pytest.mark.parametrize("method", ["percentile", "entropy", "mse"])
+def test_calibration_by_histograms_runs_and_quantizes_every_linear(method):
+    model, widest = attention_model(), attention_model()
+    steps = SCHEME.apply(model, SPEC, tokens(), {}, replace(SCHEME.config, calibration=method))
+    SCHEME.apply(widest, SPEC, tokens(), {})
+    assert any(step.what == f"{method} calibration" for step in steps)
+    scales, bounds = (
+        [float(node.inputs[1].const_value.numpy()) for node in by_type(each, "QuantizeLinear")]
+        for each in (model, widest)
+    )
+    assert all(scale <= bound * (1 + 1e-6) for scale, bound in zip(scales, bounds, strict=True))
     assert len(by_type(model, "QuantizeLinear")) == 2
     assert all(node.inputs[1].producer().op_type == "DequantizeLinear" for node in by_type(model, "MatMul"))
 

@@ -48,12 +48,22 @@ def test_each_key_changes_its_part() -> None:
         ("layers=;", "int4", "layers names no module"),
         ("smoothing=0.5", "int8", "scheme 'int8' has no 'smoothing' for this model"),
         ("rounding=gptq", "int8", "scheme 'int8' has no 'rounding' for this model"),
+        ("calibration=kl", "int8", "'kl' is no calibration"),
+        ("calibration=mse", "fp8", "'mse' calibration is made for steps of one size"),
+        ("calibration=entropy", "nvfp4", "scheme 'nvfp4' has no 'calibration' for this model"),
         ("exclude=*", "fp16", "scheme 'fp16' has no 'exclude' for this model"),
     ],
 )
 def test_what_would_change_nothing_is_refused(text: str, scheme: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         require_taken(parse_changes(text), [{scheme: recipe(scheme)}])
+
+
+def test_a_method_that_one_of_two_schemes_has_no_use_for_is_taken_by_the_other() -> None:
+    changes = parse_changes("calibration=entropy")
+    require_taken(changes, [{scheme: recipe(scheme, ENCODER)} for scheme in ("int8", "fp8")])
+    taken = {scheme: tuned(changes, recipe(scheme, ENCODER)).calibration for scheme in ("int8", "fp8")}
+    assert taken == {"int8": "entropy", "fp8": "minmax"}
 
 
 def test_layers_are_read_in_order() -> None:
