@@ -84,6 +84,7 @@ SCHEME = StaticInt8(
         activations=None,
         gate=Gate(min_sqnr_db=20.0, min_cosine=0.99, max_kl=0.005),
         granularity="per-block",
+        embeddings="int8",
         block_size=32,
     ),
     weights=QuantConfig(

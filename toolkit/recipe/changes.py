@@ -82,7 +82,7 @@ def _tunable(base: QuantConfig) -> tuple[str, ...]:
         return ("exclude", "layers")
     if base.granularity == "per-block":
         blocks = ("block-size", "rounding", "symmetric") if base.weights == "int4" else ("block-size",)
-        return (*blocks, "exclude", "layers")
+        return (*blocks, "exclude", "layers", *_tables(base))
     if base.weights in ("float16", "bfloat16"):
         return ("layers",)
     if base.weights not in ("int8", "float8e4m3fn", "palette4"):
@@ -90,7 +90,12 @@ def _tunable(base: QuantConfig) -> tuple[str, ...]:
     calibrated = ("calibration",) if base.calibration in get_args(CalibrationMethod) else ()
     attention = ("attention",) if calibrated and base.weights == "int8" else ()
     smoothing = ("smoothing",) if base.smoothing is not None else ()
-    return ("exclude", "layers", *calibrated, *attention, *smoothing)
+    return ("exclude", "layers", *calibrated, *attention, *smoothing, *_tables(base))
+
+
+def _tables(base: QuantConfig) -> tuple[str, ...]:
+    """Tables that are float of themselves can be int8 beside integers."""
+    return ("embeddings",) if base.weights in ("int8", "int4") and base.embeddings == "float" else ()
 
 
 def _one_of(*allowed: str) -> Callable[[str, str], str]:
@@ -148,6 +153,7 @@ _READ: Mapping[str, Callable[[str, str], Any]] = {
     "smoothing": _share,
     "calibration": _one_of(*get_args(CalibrationMethod)),
     "attention": _one_of("float", "int8"),
+    "embeddings": _one_of("float", "int8"),
 }
 _FLOAT_METHODS = ("minmax", "percentile")
 _ALLOWED = f"Allowed: {', '.join(_READ)}; as --recipe block-size=64,rounding=awq."

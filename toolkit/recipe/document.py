@@ -68,6 +68,7 @@ class Quantization(_Section):
     calibration: CalibrationMethod | None = None
     smoothing: Annotated[float, Field(ge=0, le=1)] | Literal["off"] | None = None
     attention: Literal["float", "int8"] | None = None
+    embeddings: Literal["float", "int8"] | None = None
     block_size: Literal[16, 32, 64, 128] | None = None
     rounding: Literal["nearest", "gptq", "awq", "hqq"] | None = None
     symmetric: bool | None = None
