@@ -68,15 +68,17 @@ def observe(
     values: Iterable[ir.Value],
     calibration: Calibration,
     divisors: Mapping[str, NDArray[np.float32]] | None = None,
+    weights: Mapping[str, NDArray[np.int64]] | None = None,
 ) -> dict[str, Histogram]:
     """Run the calibration data through the fp32 graph and answer one histogram per named float32 value.
 
-    A value that `divisors` names is watched as it is after division by that vector [K], its last axis.
+    A value that `divisors` names is watched as it is after division by that vector [K], its last axis; the channels
+    of one that `weights` names count as much as that vector says.
     One batch's worth of the watched tensors is held at a time. Weights are mapped from their own file.
     Raises StageError that names the tensor and its module where one holds NaN or Inf.
     """
     watched = {_name(value): value for value in values}
-    state = {name: Histogram() for name in watched}
+    state = {name: Histogram((weights or {}).get(name)) for name in watched}
     divided = {name: divisor for name, divisor in (divisors or {}).items() if name in watched}
     tapped = {name: _tap("divided", name) if name in divided else name for name in watched}
     fed = {name for name, value in watched.items() if value.is_graph_input() and name not in divided}

@@ -45,9 +45,11 @@ class Histogram:
 
     Bin 4095 + k holds what lies from k to k + 1 bins away from 0, on the side of k's sign; the bin of 0 both sides.
     The limit is always the smallest such power above all magnitudes. Doubling merges bins in whole groups, so the
-    counts do not depend on the order of the data.
+    counts do not depend on the order of the data. Where `weights` [K] is given, a value of channel k (the last axis)
+    counts as so many; they are whole numbers from 1 to 65536, so that sums are exact.
     """
 
+    weights: NDArray[np.int64] | None = None
     min: float = math.inf
     max: float = -math.inf
     limit: float = _SMALLEST_LIMIT
@@ -73,11 +75,14 @@ class Histogram:
         self.min, self.max = min(self.min, low), max(self.max, high)
         self._grow(max(abs(low), abs(high)))
         flat, scale = values.reshape(-1), np.float32(1 / self.width)
-        for start in range(0, flat.size, _CHUNK):
+        weights = None if self.weights is None else np.resize(self.weights, _chunk(self.weights)).astype(np.float64)
+        size = _CHUNK if weights is None else weights.size
+        for start in range(0, flat.size, size):
             # Cut off towards 0: rounding down would put a value next to 0 into another bin after the limit doubled.
-            steps = np.multiply(flat[start : start + _CHUNK], scale, dtype=np.float32).astype(np.int32)
+            steps = np.multiply(flat[start : start + size], scale, dtype=np.float32).astype(np.int32)
             steps += _BINS - 1
-            self.counts += np.bincount(steps, minlength=self.counts.size)
+            found = np.bincount(steps, None if weights is None else weights[: steps.size], self.counts.size)
+            self.counts += found.astype(np.int64)
 
     def percentile(self, percent: float) -> float:
         """The magnitude that `percent` of all values do not exceed: the upper edge of its bin, at most absmax."""
@@ -140,6 +145,11 @@ class Histogram:
         away = np.arange(_BINS) >> min(doublings, 62)
         group = _BINS - 1 + np.concatenate([-away[:0:-1], away])
         self.counts = np.bincount(group, weights=self.counts, minlength=self.counts.size).astype(np.int64)
+
+
+def _chunk(weights: NDArray[np.int64]) -> int:
+    """Whole rows of channels, near what is taken at a time."""
+    return max(1, _CHUNK // weights.size) * weights.size
 
 
 def _searched(method: CalibrationMethod, density: Density, low: float, high: float) -> tuple[float, float]:

@@ -205,3 +205,43 @@ def test_a_two_sided_percentile_cuts_as_much_off_at_either_end():
     found = made.range("percentile", symmetric=False, percent=99.0)
     assert found.min == pytest.approx(-1950, abs=2 * made.width)
     assert found.max == pytest.approx(7950, abs=2 * made.width)
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=4), st.integers(0, 2**32 - 1))
+@settings(max_examples=30, deadline=None)
+def test_a_weight_counts_a_channel_so_many_times(rows, seed):
+    generator = np.random.default_rng(seed)
+    weights = generator.integers(1, 5, 7)
+    batches = [
+        (generator.normal(size=(count, 7)) * 10.0 ** generator.integers(-3, 3)).astype(np.float32) for count in rows
+    ]
+    weighted, backwards, repeated = Histogram(weights), Histogram(weights), Histogram()
+    for batch in batches:
+        weighted.update(batch)
+        repeated.update(batch.repeat(weights, axis=1))
+    for batch in batches[::-1]:
+        backwards.update(batch)
+    assert (weighted.counts == repeated.counts).all()
+    assert (weighted.counts == backwards.counts).all()
+
+
+def test_weights_hold_over_more_values_than_are_taken_at_a_time():
+    values = np.tile(np.float32([0.25, -0.75, 0.5]), (100_000, 1))
+    made = Histogram(np.array([1, 2, 65536]))
+    made.update(values)
+    held = {index: count for index, count in enumerate(made.counts) if count}
+    assert list(held.values()) == [200_000, 100_000, 6_553_600_000]
+
+
+def test_an_outlier_that_heavy_weights_read_is_kept():
+    """Rounding the quiet channels costs their product little; cutting the loud one off would cost it much."""
+    values = np.random.default_rng(1).normal(size=(4000, 64)).astype(np.float32)
+    values[:, 5] *= 12
+    bounds = []
+    for weight in (1, 1000):
+        weights = np.ones(64, np.int64)
+        weights[5] = weight
+        made = Histogram(weights)
+        made.update(values)
+        bounds.append(made.range("mse", symmetric=True).max / made.absmax)
+    assert bounds[0] < 0.85 < bounds[1]

@@ -45,6 +45,7 @@ quantizations = st.builds(
     calibration=st.sampled_from([None, "minmax", "percentile", "entropy", "mse"]),
     smoothing=st.none() | st.just("off") | st.floats(0, 1),
     attention=st.sampled_from([None, "float", "int8"]),
+    embeddings=st.sampled_from([None, "float", "int8"]),
     block_size=st.sampled_from([None, 16, 128]),
     rounding=st.sampled_from([None, "awq"]),
     symmetric=st.sampled_from([None, True, False]),
