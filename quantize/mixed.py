@@ -10,7 +10,6 @@ from glob import escape
 import numpy as np
 import onnx_ir as ir
 
-from quantize.embeddings import quantize_embeddings
 from quantize.half_precision import HALF, cast_error
 from quantize.linears import EXCLUDED, add_initializer, drop_unused, find_linears
 from quantize.matmuls import gemms_to_matmuls
@@ -58,24 +57,9 @@ def apply_by_layer(
 
     `int8` and `int4` beside another scheme are those schemes, applied to the named Linears alone; `fp16` stores a
     weight in float16 behind a Cast, so that the product's precision is the runtime's choice; `fp32` leaves a Linear
-    alone and marks it, so that no runtime halves it. A table and the heads tied to it are one. Embedding tables
-    that the scheme leaves alone come last, where the recipe wants them in int8.
+    alone and marks it, so that no runtime halves it. A table and the heads tied to it are one.
     Raises UsageError for a pattern that matches no Linear, StageError for a weight that float16 does not hold.
     """
-    steps = _apply_by_layer(model, spec, scheme, calibration, packed, recipe)
-    if recipe.embeddings == "int8" and spec.kind != "decoder":
-        steps += quantize_embeddings(model, recipe)
-    return steps
-
-
-def _apply_by_layer(
-    model: ir.Model,
-    spec: ModelSpec,
-    scheme: str,
-    calibration: Calibration | None,
-    packed: Mapping[str, PackedWeight],
-    recipe: QuantConfig,
-) -> list[Step]:
     tied = _in_blocks(spec, recipe)
     chosen = _chosen(model, recipe, tied=tied)
     if not recipe.layers:
