@@ -1,10 +1,10 @@
-"""Watching activations on calibration data: ranges and histograms whose memory does not grow with the data."""
+"""Watching activations on calibration data: ranges, channels and histograms; what is held does not grow with it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,15 +14,13 @@ from numpy.typing import NDArray
 from onnx import ModelProto, helper, numpy_helper
 
 from quantize.hidden_ranges import Hidden, add_hidden
+from quantize.histogram import Histogram, Range
 from quantize.nodes import module_path
 from toolkit.errors import StageError, UsageError
 from toolkit.types import Calibration, Tensors
 
 __all__ = [
-    "DEFAULT_PERCENTILE",
     "Channels",
-    "Histogram",
-    "Range",
     "feeds",
     "fetch",
     "measure_channels",
@@ -34,28 +32,7 @@ __all__ = [
     "weights_folder",
 ]
 
-DEFAULT_PERCENTILE = 99.999
-
-_BINS = 2048
-_SMALLEST_LIMIT = 2.0**-24
 _FOLDER_KEY = "session.model_external_initializers_file_folder_path"
-
-
-@dataclass(frozen=True, slots=True)
-class Range:
-    """The smallest and the largest value that a tensor took."""
-
-    min: float
-    max: float
-
-    @property
-    def absmax(self) -> float:
-        """The largest magnitude."""
-        return max(abs(self.min), abs(self.max))
-
-    def union(self, other: Range) -> Range:
-        """The range that covers both."""
-        return Range(min(self.min, other.min), max(self.max, other.max))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,52 +53,6 @@ class Channels:
         return Channels(np.maximum(self.absmax, other.absmax), self.squares + other.squares, self.rows + other.rows)
 
 
-@dataclass(slots=True)
-class Histogram:
-    """Counts of |x| in 2048 equal bins over [0, limit]; the limit is a power of two and doubles as needed.
-
-    The limit is always the smallest such power above all values. Doubling merges bins in whole groups, so the
-    counts do not depend on the order of the data.
-    """
-
-    min: float = math.inf
-    max: float = -math.inf
-    limit: float = _SMALLEST_LIMIT
-    counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(_BINS, np.int64))
-
-    @property
-    def absmax(self) -> float:
-        """The largest magnitude seen; 0 before any."""
-        return max(abs(self.min), abs(self.max)) if self.counts.any() else 0.0
-
-    def update(self, values: NDArray[Any]) -> None:
-        """Add the values of one batch, of any shape. Raises ValueError where one is NaN or Inf."""
-        if values.size == 0:
-            return
-        low, high = float(values.min()), float(values.max())
-        if not (math.isfinite(low) and math.isfinite(high)):
-            raise ValueError("NaN" if math.isnan(low) or math.isnan(high) else "Inf")
-        self.min, self.max = min(self.min, low), max(self.max, high)
-        self._grow(max(abs(low), abs(high)))
-        steps = np.abs(values.ravel(), dtype=np.float32) * np.float32(_BINS / self.limit)
-        self.counts += np.bincount(steps.astype(np.int32), minlength=_BINS)
-
-    def percentile(self, percent: float) -> float:
-        """The magnitude that `percent` of all values do not exceed: the upper edge of its bin, at most absmax."""
-        total = int(self.counts.sum())
-        rank = max(1, math.ceil(total * percent / 100))
-        index = int(np.searchsorted(np.cumsum(self.counts), rank))
-        return min((index + 1) * self.limit / _BINS, self.absmax) if total else 0.0
-
-    def _grow(self, magnitude: float) -> None:
-        if magnitude < self.limit:
-            return
-        doublings = math.frexp(magnitude / self.limit)[1]
-        self.limit *= 2.0**doublings
-        group = np.arange(_BINS) >> min(doublings, 62)
-        self.counts = np.bincount(group, weights=self.counts, minlength=_BINS).astype(np.int64)
-
-
 def require(calibration: Calibration | None, scheme: str) -> Calibration:
     """The calibration, or UsageError where a scheme that measures activations was given none."""
     if calibration is None:
@@ -137,15 +68,17 @@ def observe(
     values: Iterable[ir.Value],
     calibration: Calibration,
     divisors: Mapping[str, NDArray[np.float32]] | None = None,
+    weights: Mapping[str, NDArray[np.int64]] | None = None,
 ) -> dict[str, Histogram]:
     """Run the calibration data through the fp32 graph and answer one histogram per named float32 value.
 
-    A value that `divisors` names is watched as it is after division by that vector [K], its last axis.
+    A value that `divisors` names is watched as it is after division by that vector [K], its last axis; the channels
+    of one that `weights` names count as much as that vector says.
     One batch's worth of the watched tensors is held at a time. Weights are mapped from their own file.
     Raises StageError that names the tensor and its module where one holds NaN or Inf.
     """
     watched = {_name(value): value for value in values}
-    state = {name: Histogram() for name in watched}
+    state = {name: Histogram((weights or {}).get(name)) for name in watched}
     divided = {name: divisor for name, divisor in (divisors or {}).items() if name in watched}
     tapped = {name: _tap("divided", name) if name in divided else name for name in watched}
     fed = {name for name, value in watched.items() if value.is_graph_input() and name not in divided}

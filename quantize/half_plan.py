@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from exporters.fused_attention.node import attention_nodes, read
-from quantize.calibration import Range, measure_ranges
+from quantize.calibration import measure_ranges
 from quantize.half_precision import HALF, Decision, decide, float_values
 from quantize.hidden_ranges import Hidden, Kind, hidden_of
+from quantize.histogram import Range
 from quantize.nodes import constant, module_path
 from quantize.residuals import residual_sums
 from toolkit.types import Calibration, Step

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from onnx import defs
 
 from exporters.fused_attention.node import is_attention
-from quantize.calibration import Range
 from quantize.hidden_ranges import Kind
+from quantize.histogram import Range
 from quantize.nodes import constant, kept_in_fp32, map_tensor
 
 __all__ = [

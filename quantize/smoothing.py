@@ -23,9 +23,10 @@ from quantize.scaled import note_divided
 from quantize.smoothing_fold import Fold, find_fold, rescale
 from toolkit.types import Step
 
-__all__ = ["Group", "choose_smoothing", "find_groups", "smooth"]
+__all__ = ["Group", "channel_weights", "choose_smoothing", "find_groups", "smooth"]
 
 _LIMIT = 2.0**10
+_HEAVIEST = 1 << 16
 _FOLDED_GAIN_DB, _MUL_GAIN_DB = 1.0, 2.0
 """Least expected gains that are worth it: less is within the error of the estimate, and a Mul takes time."""
 
@@ -84,6 +85,23 @@ def choose_smoothing(
         if plain > smoothed * 10 ** (gain / 10):
             chosen[name] = divisors
     return chosen
+
+
+def channel_weights(
+    groups: Iterable[Group], divisors: Mapping[str, NDArray[np.float32]]
+) -> dict[str, NDArray[np.int64]]:
+    """By the names of activations, how much an error in each channel [K] counts in the products, from 1 to 65536.
+
+    That is the sum of squares of the weights that read the channel, `divisors` being in them by then.
+    """
+    found = {}
+    for group in groups:
+        name = str(group.activation.name)
+        squares = _rows(group).squares * np.square(divisors.get(name, np.ones(1)), dtype=np.float64)
+        largest = squares.max(initial=0.0)
+        shares = squares / largest if 0 < largest < np.inf else np.ones(group.width)
+        found[name] = np.maximum(np.rint(shares * _HEAVIEST), 1).astype(np.int64)
+    return found
 
 
 def smooth(

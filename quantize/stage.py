@@ -8,6 +8,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from quantize.embeddings import quantize_embeddings
 from quantize.mixed import apply_by_layer
 from toolkit import plugins
 from toolkit.errors import StageError
@@ -36,6 +37,8 @@ def apply_scheme(
     model = _load(graph.path)
     before = _fingerprint(model)
     steps = apply_by_layer(model, graph.spec, scheme_name, calibration, packed, recipe)
+    if recipe.embeddings == "int8" and graph.spec.kind != "decoder":
+        steps += quantize_embeddings(model, recipe)
     if _fingerprint(model) == before:
         raise _nothing_changed(graph, scheme_name, recipe, steps)
     path = folder / _FILE

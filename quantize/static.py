@@ -5,22 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from quantize.arithmetic import symmetric_scale
-from quantize.calibration import DEFAULT_PERCENTILE, Channels, measure_channels, observe, require
+from quantize.calibration import Channels, measure_channels, observe, require
 from quantize.formats import Format
+from quantize.histogram import DEFAULT_PERCENTILE, Histogram
 from quantize.int8_attention import Int8Attention
 from quantize.linears import Linear, add_initializer, excluded_step, find_linears, quantize_linears, split_excluded
 from quantize.nodes import lift_constants, new_node, unused_name
 from quantize.residuals import residuals_in_float
-from quantize.smoothing import choose_smoothing, find_groups, smooth
+from quantize.smoothing import channel_weights, choose_smoothing, find_groups, smooth
 from toolkit.types import Calibration, QuantConfig, Step
 
 __all__ = ["Static"]
+
+_KEPT = {"minmax": "largest magnitude", "entropy": "least divergence", "mse": "least squared error"}
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,8 @@ class Static:
         seen = measure_channels(model, widths, given) if widths else {}
         alpha = self.recipe.smoothing
         divisors = choose_smoothing(groups, seen, alpha) if alpha is not None else {}
-        bounds = self._bounds(model, list(widths), seen, divisors, given)
+        weights = channel_weights(groups, divisors) if self.recipe.calibration == "mse" else {}
+        bounds = self._bounds(model, list(widths), seen, divisors, given, weights)
         steps, renamed = smooth(model.graph, groups, divisors) if alpha is not None else ([], {})
         bounds = {renamed.get(name, name): bound for name, bound in bounds.items()}
         attention = self._attention(model, given)
@@ -79,17 +84,20 @@ class Static:
         seen: Mapping[str, Channels],
         divisors: Mapping[str, NDArray[np.float32]],
         calibration: Calibration,
+        weights: Mapping[str, NDArray[np.int64]] = MappingProxyType({}),
     ) -> dict[str, float]:
         """The magnitude of each smoothed activation that is to become the largest number."""
-        if self.recipe.calibration == "percentile" and activations:
-            histograms = observe(model, activations, calibration, divisors)
-            return {name: histogram.percentile(self.percentile) for name, histogram in histograms.items()}
+        method = self.recipe.calibration
+        if method in ("percentile", "entropy", "mse") and activations:
+            kept = partial(Histogram.range, method=method, symmetric=True, percent=self.percentile)
+            histograms = observe(model, activations, calibration, divisors, weights)
+            return {name: kept(histogram).absmax for name, histogram in histograms.items()}
         # The largest magnitude after a division is known without looking at the data again.
         return {name: float((held.absmax / divisors.get(name, 1)).max()) for name, held in seen.items()}
 
     def _calibrated(self, calibration: Calibration, count: int) -> Step:
         method = self.recipe.calibration
-        detail = f"{self.percentile:g} per cent" if method == "percentile" else "largest magnitude"
+        detail = f"{self.percentile:g} per cent" if method == "percentile" else _KEPT.get(method, "")
         return Step(
             "quantize", f"{method} calibration", count, f"{detail}, {calibration.count} from {calibration.source}"
         )

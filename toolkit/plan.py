@@ -16,6 +16,7 @@ from toolkit.drift.gates import parse_gate
 from toolkit.errors import UnsupportedError, UsageError
 from toolkit.recipe.changes import require_taken
 from toolkit.recipe.document import Data, Quantization
+from toolkit.recipe.embeddings import check_embeddings
 from toolkit.recipe.layers import check_layers, own_recipes, recipe_of_target
 from toolkit.recipe.own import own_recipe
 from toolkit.target import Target, parse_target, schemes_for
@@ -152,6 +153,7 @@ def plan(request: Request) -> Plan:
         _check_kind("quantize.schemes", "scheme", target.scheme, spec.kind)
         _check_pair(target, spec.kind)
     check_layers(request.recipe, targets, spec)
+    check_embeddings(request.recipe, targets)
     require_taken(request.recipe, [own_recipes(request.recipe, target, spec) for target in targets])
     if request.require_engine:
         _require_builders(targets)

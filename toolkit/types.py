@@ -17,6 +17,7 @@ __all__ = [
     "DEFAULT_OPTIONS",
     "CacheForm",
     "Calibration",
+    "CalibrationMethod",
     "Decoder",
     "DecoderSpec",
     "DeviceMemory",
@@ -60,6 +61,7 @@ Kind = Literal["encoder", "vision", "decoder", "module"]
 EngineStatus = Literal["executed", "built", "graph-only"]
 Granularity = Literal["per-tensor", "per-channel", "per-block"]
 CacheForm = Literal["concat", "static"]
+CalibrationMethod = Literal["minmax", "percentile", "entropy", "mse"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,7 +244,7 @@ class QuantConfig:
     gate: Gate
     granularity: Granularity = "per-channel"
     symmetric: bool = True
-    calibration: Literal["none", "minmax", "percentile", "hessian"] = "none"
+    calibration: CalibrationMethod | Literal["none", "hessian"] = "none"
     exclude: tuple[str, ...] = ()
     smoothing: float | None = None
     """SmoothQuant's alpha, 0 to 1: how much of the activations' outliers moves into the weights, or None."""
@@ -251,6 +253,8 @@ class QuantConfig:
     rounding: Literal["nearest", "gptq", "awq", "hqq"] = "nearest"
     attention: Literal["float", "int8"] = "float"
     """Whether queries, keys and values are quantized too, where activations are."""
+    embeddings: Literal["float", "int8"] = "float"
+    """What embedding tables are stored as; a language model's are int8 wherever its weights are in blocks."""
     layers: tuple[tuple[str, str], ...] = ()
     """Patterns of module paths, each with the precision of its Linears: fp32, fp16, int8 or int4.
 
@@ -503,7 +507,8 @@ class Runtime(Protocol):
 
     Its `__init__.py` also holds literals that listing reads without importing it: `SCHEMES`, `KINDS`, and `OPTIONS`,
     the options of `toolkit export` that it takes, as `arch`. `SCHEME_KINDS` gives the kinds of a scheme that it takes
-    for some only, `WEIGHT_ONLY` the schemes of which it runs the weights, but no quantized activations.
+    for some only, `WEIGHT_ONLY` the schemes of which it runs the weights, but no quantized activations, `EMBEDDINGS`
+    what an embedding table can be stored as, where that is not float alone.
     """
 
     def readiness(self) -> Readiness:

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from quantize.formats import FP8
 from quantize.static import Static
+from toolkit.errors import UsageError
 from toolkit.types import Calibration, Gate, ModelSpec, PackedWeight, QuantConfig, Step
 
 __all__ = ["SCHEME", "Fp8"]
@@ -37,8 +38,17 @@ class Fp8:
         packed: Mapping[str, PackedWeight],
         recipe: QuantConfig | None = None,
     ) -> list[Step]:
-        """Rewrite the Linears in place. Raises UsageError without calibration, StageError on NaN or Inf."""
-        return Static(FP8, recipe or self.recipe(spec)).apply(model, calibration)
+        """Rewrite the Linears in place.
+
+        Raises UsageError without calibration or for a method that is made for integers, StageError on NaN or Inf.
+        """
+        used = recipe or self.recipe(spec)
+        if used.calibration not in ("minmax", "percentile"):
+            raise UsageError(
+                f"'{used.calibration}' calibration is made for steps of one size, which fp8 does not have",
+                hint="Allowed: minmax, percentile.",
+            )
+        return Static(FP8, used).apply(model, calibration)
 
 
 _RECIPE = QuantConfig(

@@ -30,7 +30,8 @@ class Int4:
 
     def recipe(self, spec: ModelSpec) -> QuantConfig:
         """The same for all models, but for the gate: language models are held to their distribution."""
-        return replace(self.config, gate=self.decoder_gate) if spec.kind == "decoder" else self.config
+        decoder = replace(self.config, gate=self.decoder_gate, embeddings="int8")
+        return decoder if spec.kind == "decoder" else self.config
 
     def apply(
         self,

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from quantize.calibration import DEFAULT_PERCENTILE
 from quantize.formats import INT8
+from quantize.histogram import DEFAULT_PERCENTILE
 from quantize.linears import excluded_step, find_linears, quantize_linears, split_excluded
 from quantize.nodes import lift_constants
 from quantize.static import Static
@@ -84,6 +84,7 @@ SCHEME = StaticInt8(
         activations=None,
         gate=Gate(min_sqnr_db=20.0, min_cosine=0.99, max_kl=0.005),
         granularity="per-block",
+        embeddings="int8",
         block_size=32,
     ),
     weights=QuantConfig(

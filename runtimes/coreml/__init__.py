@@ -23,10 +23,11 @@ from toolkit.types import (
     TargetOptions,
 )
 
-__all__ = ["KINDS", "RUNTIME", "SCHEMES", "WEIGHT_ONLY", "CoreML"]
+__all__ = ["EMBEDDINGS", "KINDS", "RUNTIME", "SCHEMES", "WEIGHT_ONLY", "CoreML"]
 
 SCHEMES = ("fp16", "int8", "int4", "palettized")
 KINDS = ("encoder", "vision", "decoder", "module")
+EMBEDDINGS = ("float", "int8")
 WEIGHT_ONLY = ("int8",)
 """Schemes that quantize no activations here: Core ML computes in half precision, whatever weights are stored in."""
 

@@ -23,10 +23,11 @@ from toolkit.types import (
     TargetOptions,
 )
 
-__all__ = ["KINDS", "RUNTIME", "SCHEMES", "OpenVino"]
+__all__ = ["EMBEDDINGS", "KINDS", "RUNTIME", "SCHEMES", "OpenVino"]
 
 SCHEMES = ("fp32", "bf16", "int8")
 KINDS = ("encoder", "vision", "decoder", "module")
+EMBEDDINGS = ("float", "int8")
 
 
 class OpenVino:

@@ -13,6 +13,8 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
 
 from exporters.fused_attention import attention_nodes
+from runtimes._onnxruntime.emit import Emitter
+from runtimes._onnxruntime.rules.lookup import look_up_integers
 from toolkit.errors import StageError
 from toolkit.hashing import data_path, graph_sha256
 from toolkit.types import LoweredGraph, QuantizedGraph, Step
@@ -37,7 +39,7 @@ def lower_graph(graph: QuantizedGraph, folder: Path) -> LoweredGraph:
         model = ir.load(graph.path)
     except Exception as error:  # protobuf and onnx_ir share no base class for a bad file
         raise StageError("lower", f"cannot read {graph.path}: {error}", hint="Export the model again.") from error
-    steps = _inline(model)
+    steps = [*look_up_integers(model, Emitter(model)), *_inline(model)]
     _write(model, path)
     return LoweredGraph(path, graph_sha256(path), graph.spec, (*graph.steps, *steps), graph.scheme, RUNTIME)
 

@@ -27,10 +27,11 @@ from toolkit.types import (
     TargetOptions,
 )
 
-__all__ = ["KINDS", "OPTIONS", "RUNTIME", "SCHEMES", "SCHEME_KINDS", "CudaOptions", "OrtCuda"]
+__all__ = ["EMBEDDINGS", "KINDS", "OPTIONS", "RUNTIME", "SCHEMES", "SCHEME_KINDS", "CudaOptions", "OrtCuda"]
 
 SCHEMES = ("fp32", "fp16", "bf16", "int8", "int4")
 KINDS = ("encoder", "vision", "decoder", "module")
+EMBEDDINGS = ("float", "int8")
 OPTIONS = ("provider-option",)
 SCHEME_KINDS = {"int8": ("decoder",)}
 """A language model's int8 is in its weights, which `MatMulNBits` reads. CUDA has no kernel for a Linear between

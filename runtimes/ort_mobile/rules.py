@@ -11,6 +11,7 @@ import onnx_ir as ir
 from runtimes._onnxruntime.emit import Emitter
 from runtimes._onnxruntime.lowering import Rule
 from runtimes._onnxruntime.rules.int8_conv import fold_int8_conv_weights
+from runtimes._onnxruntime.rules.lookup import look_up_integers
 from runtimes._tensorrt.rules.attention import lower_attention
 from runtimes._tensorrt.rules.functions import inline_functions
 from runtimes.ort_mobile.fixed import fix_shapes
@@ -26,6 +27,7 @@ _DECOMPOSED = "Core ML, NNAPI and XNNPACK take no Attention"
 def rules_for(spec: ModelSpec) -> tuple[Rule, ...]:
     """What a graph is lowered with; `spec` gives the sizes of its dimensions."""
     return (
+        look_up_integers,
         _alone(partial(lower_attention, decomposed=True), _DECOMPOSED),
         _alone(inline_functions, "an .ort file has no functions"),
         fold_int8_conv_weights,

@@ -1,67 +1,15 @@
-"""Histograms, ranges, and what calibration says about bad data."""
+"""Watched activations, and what calibration says about bad data."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 from quantize_graphs import by_type, images, run, vision_model
 
-from quantize.calibration import Histogram, measure_ranges, observe, require
+from quantize.calibration import measure_ranges, observe, require
 from quantize.linears import find_linears
 from toolkit.errors import StageError, UsageError
 from toolkit.types import Calibration
-
-VALUES = hnp.arrays(np.float32, st.integers(1, 200), elements=st.floats(-1e6, 1e6, width=32, allow_subnormal=False))
-
-
-def histogram(*arrays):
-    made = Histogram()
-    for array in arrays:
-        made.update(array)
-    return made
-
-
-@given(VALUES, st.sampled_from([50.0, 90.0, 99.0, 99.99, 100.0]))
-def test_percentile_is_within_one_bin_of_the_exact_one(values, percent):
-    made = histogram(values)
-    exact = float(np.percentile(np.abs(values), percent, method="inverted_cdf"))
-    assert exact <= made.percentile(percent) * (1 + 1e-6)
-    assert made.percentile(percent) <= exact + made.limit / made.counts.size
-
-
-@given(st.lists(VALUES, min_size=1, max_size=5), st.randoms())
-@settings(max_examples=50)
-def test_counts_do_not_depend_on_order_or_batching(arrays, random):
-    shuffled = list(arrays)
-    random.shuffle(shuffled)
-    one, other, whole = histogram(*arrays), histogram(*shuffled), histogram(np.concatenate(arrays))
-    assert one.limit == other.limit == whole.limit
-    assert (one.counts == other.counts).all()
-    assert (one.counts == whole.counts).all()
-    assert (one.min, one.max) == (whole.min, whole.max)
-
-
-def test_growing_merges_bins_exactly():
-    values = np.linspace(-0.9, 0.9, 1001, dtype=np.float32)
-    late, early = histogram(values, np.float32([100.0])), histogram(np.float32([100.0]), values)
-    assert late.limit == early.limit == 128.0
-    assert (late.counts == early.counts).all()
-    assert late.counts.sum() == 1002
-
-
-def test_zeros_and_nothing_have_range_zero():
-    assert histogram(np.zeros(5, np.float32)).percentile(99.9) == 0.0
-    assert Histogram().percentile(99.9) == 0.0
-    assert Histogram().absmax == 0.0
-
-
-@pytest.mark.parametrize(("bad", "word"), [(np.nan, "NaN"), (np.inf, "Inf"), (-np.inf, "Inf")])
-def test_values_that_are_not_finite_are_refused(bad, word):
-    with pytest.raises(ValueError, match=word):
-        histogram(np.float32([1.0, bad]))
 
 
 def activations(model):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -86,6 +88,11 @@ def test_without_calibration_is_a_usage_error(tmp_path) -> None:
     exported = save_exported(vision_model(), tmp_path)
     with pytest.raises(UsageError, match="no calibration"):
         quantize(exported, "fp8", None, tmp_path / "out")
+
+
+def test_methods_that_count_on_equal_steps_are_refused() -> None:
+    with pytest.raises(UsageError, match="'mse' calibration is made for steps of one size"):
+        SCHEME.apply(vision_model(), SPEC, images(2), {}, replace(SCHEME.recipe(SPEC), calibration="mse"))
 
 
 def test_excluded_modules_stay_fp32() -> None:

@@ -13,7 +13,7 @@ from quantize_graphs import HEADS, SPEC, WIDTH, Builder, by_type, graph_input, i
 from quantize.calibration import measure_channels, observe
 from quantize.linears import find_linears
 from quantize.schemes.int8 import SCHEME
-from quantize.smoothing import choose_smoothing, find_groups, smooth
+from quantize.smoothing import channel_weights, choose_smoothing, find_groups, smooth
 from toolkit.errors import StageError
 from toolkit.types import Calibration
 
@@ -192,10 +192,17 @@ def test_percentiles_are_taken_of_the_divided_activation():
     assert plain.absmax != divided.absmax
 
 
-def test_percentile_calibration_still_runs_and_quantizes_every_linear():
-    model = attention_model()
-    scheme = replace(SCHEME, config=replace(SCHEME.config, calibration="percentile"))
-    scheme.apply(model, SPEC, tokens(), {})
+@pytest.mark.parametrize("method", ["percentile", "entropy", "mse"])
+def test_calibration_by_histograms_runs_and_quantizes_every_linear(method):
+    model, widest = attention_model(), attention_model()
+    steps = SCHEME.apply(model, SPEC, tokens(), {}, replace(SCHEME.config, calibration=method))
+    SCHEME.apply(widest, SPEC, tokens(), {})
+    assert any(step.what == f"{method} calibration" for step in steps)
+    scales, bounds = (
+        [float(node.inputs[1].const_value.numpy()) for node in by_type(each, "QuantizeLinear")]
+        for each in (model, widest)
+    )
+    assert all(scale <= bound * (1 + 1e-6) for scale, bound in zip(scales, bounds, strict=True))
     assert len(by_type(model, "QuantizeLinear")) == 2
     assert all(node.inputs[1].producer().op_type == "DequantizeLinear" for node in by_type(model, "MatMul"))
 
@@ -227,3 +234,23 @@ def test_all_groups_of_a_block_together_change_no_result_in_fp32():
     (step,), _, _ = smoothed(model, images(3))
     assert step.reason.startswith("2 folded into normalisations, 1 into value projections, 2 by one Mul")
     assert sqnr(before, run(model, feed)["logits"]) > 100
+
+
+def test_channels_weigh_what_the_weights_that_read_them_make_of_an_error():
+    model = norm_model()
+    groups = find_groups(find_linears(model.graph))
+    name = groups[0].activation.name
+    divisor = np.linspace(0.5, 2, groups[0].width, dtype=np.float32)
+    whole = np.concatenate([linear.weight.const_value.numpy() for linear in groups[0].linears], axis=1)
+    squares = np.square(whole * divisor[:, None], dtype=np.float64).sum(axis=1)
+    found = channel_weights(groups, {name: divisor})[name]
+    assert (found.min() >= 1, found.max()) == (True, 65536)
+    np.testing.assert_allclose(found / 65536, squares / squares.max(), atol=1 / 65536)
+
+
+def test_of_weights_that_are_all_zero_every_channel_counts_the_same():
+    model = norm_model()
+    groups = find_groups(find_linears(model.graph))
+    for linear in groups[0].linears:
+        linear.weight.const_value.numpy()[:] = 0
+    assert (channel_weights(groups, {})[groups[0].activation.name] == 65536).all()

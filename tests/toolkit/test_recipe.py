@@ -13,6 +13,7 @@ from toolkit.errors import UnsupportedError, UsageError
 from toolkit.pipeline import export
 from toolkit.plan import Request, plan
 from toolkit.recipe.changes import parse_changes, require_taken, tuned
+from toolkit.recipe.embeddings import check_embeddings
 from toolkit.recipe.layers import check_layers, recipe_of_target
 from toolkit.target import parse_target
 from toolkit.types import ModelSpec, QuantConfig
@@ -48,12 +49,25 @@ def test_each_key_changes_its_part() -> None:
         ("layers=;", "int4", "layers names no module"),
         ("smoothing=0.5", "int8", "scheme 'int8' has no 'smoothing' for this model"),
         ("rounding=gptq", "int8", "scheme 'int8' has no 'rounding' for this model"),
+        ("embeddings=int4", "int8", "'int4' is no embeddings"),
+        ("embeddings=int8", "int8", "scheme 'int8' has no 'embeddings' for this model"),
+        ("embeddings=int8", "int4", "scheme 'int4' has no 'embeddings' for this model"),
+        ("calibration=kl", "int8", "'kl' is no calibration"),
+        ("calibration=mse", "fp8", "'mse' calibration is made for steps of one size"),
+        ("calibration=entropy", "nvfp4", "scheme 'nvfp4' has no 'calibration' for this model"),
         ("exclude=*", "fp16", "scheme 'fp16' has no 'exclude' for this model"),
     ],
 )
 def test_what_would_change_nothing_is_refused(text: str, scheme: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         require_taken(parse_changes(text), [{scheme: recipe(scheme)}])
+
+
+def test_a_method_that_one_of_two_schemes_has_no_use_for_is_taken_by_the_other() -> None:
+    changes = parse_changes("calibration=entropy")
+    require_taken(changes, [{scheme: recipe(scheme, ENCODER)} for scheme in ("int8", "fp8")])
+    taken = {scheme: tuned(changes, recipe(scheme, ENCODER)).calibration for scheme in ("int8", "fp8")}
+    assert taken == {"int8": "entropy", "fp8": "minmax"}
 
 
 def test_layers_are_read_in_order() -> None:
@@ -87,6 +101,18 @@ def test_what_cannot_be_mixed_is_refused_with_what_can(target: str, precision: s
 def test_a_target_that_mixes_nothing_may_stand_beside_one_that_does() -> None:
     targets = [parse_target("ort-cpu-fp32"), parse_target("ort-cpu-int8")]
     check_layers(parse_changes("layers=*.fc1:int4"), targets, ENCODER)
+
+
+def test_embeddings_are_for_runtimes_that_look_rows_up_in_integers() -> None:
+    changes = parse_changes("embeddings=int8")
+    for scheme in ("int8", "int8-dynamic", "int4"):
+        require_taken(changes, [{scheme: recipe(scheme, ENCODER)}])
+        assert tuned(changes, recipe(scheme, ENCODER)).embeddings == "int8"
+    check_embeddings(changes, [parse_target("ort-cpu-int8"), parse_target("openvino-int8")])
+    with pytest.raises(UnsupportedError, match="'trt' does not look rows up in embedding tables of int8") as caught:
+        check_embeddings(changes, [parse_target("ort-cpu-int8"), parse_target("trt-int8")])
+    assert "ort-cpu" in caught.value.hint
+    check_embeddings(parse_changes("embeddings=float"), [parse_target("trt-int8")])
 
 
 def test_smoothing_is_a_share(tmp_path: Path) -> None:

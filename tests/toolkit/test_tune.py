@@ -128,7 +128,7 @@ def test_modules_are_ranked_by_noise_for_what_they_save():
 
 def test_knobs_are_those_that_the_scheme_has():
     int8 = plugins.scheme("int8").recipe(ENCODER)
-    assert knobs(int8) == {"smoothing": (0.5, 0.65, "off"), "calibration": ("percentile",)}
+    assert knobs(int8) == {"smoothing": (0.5, 0.65, "off"), "calibration": ("percentile", "entropy", "mse")}
     assert set(knobs(plugins.scheme("int4").recipe(ENCODER))) == {"block_size", "rounding", "symmetric"}
     assert not knobs(plugins.scheme("int8-dynamic").recipe(ENCODER))
     assert not knobs(plugins.scheme("fp16").recipe(ENCODER))

@@ -9,7 +9,7 @@ from typing import Any, get_args
 from toolkit import plugins
 from toolkit.errors import UsageError
 from toolkit.recipe.document import Precision, Quantization
-from toolkit.types import QuantConfig
+from toolkit.types import CalibrationMethod, QuantConfig
 
 __all__ = ["given_keys", "parse_changes", "require_taken", "taken", "tuned"]
 
@@ -45,8 +45,9 @@ def tuned(changes: Quantization, base: QuantConfig) -> QuantConfig:
 
 def taken(changes: Quantization, recipes: Iterable[QuantConfig]) -> Quantization:
     """Those of the changes that one of the schemes has a use for."""
-    keys = {key for base in recipes for key in _tunable(base)}
-    kept = [key.replace("-", "_") for key in given_keys(changes) if key in keys]
+    bases = list(recipes)
+    used = [key for key in given_keys(changes) if any(_takes(base, changes, key) for base in bases)]
+    kept = [key.replace("-", "_") for key in used]
     return Quantization(**{name: getattr(changes, name) for name in kept})
 
 
@@ -62,6 +63,18 @@ def require_taken(changes: Quantization, recipes: Sequence[Mapping[str, QuantCon
             can = dict.fromkeys(key for base in bases for key in _tunable(base))
             has = f"It can be tuned by: {', '.join(can)}." if can else "It cannot be tuned."
             raise UsageError(f"scheme {names} has no '{key}' for this model", hint=f"{has} Leave it out here.")
+    if changes.calibration and not any(_takes(base, changes, "calibration") for base in bases):
+        raise UsageError(
+            f"'{changes.calibration}' calibration is made for steps of one size, which 8-bit floats do not have",
+            hint=f"Allowed here: {', '.join(_FLOAT_METHODS)}.",
+        )
+
+
+def _takes(base: QuantConfig, changes: Quantization, key: str) -> bool:
+    """Whether the scheme has a use for the change with the value that it has."""
+    if key == "calibration" and base.weights == "float8e4m3fn" and changes.calibration not in _FLOAT_METHODS:
+        return False
+    return key in _tunable(base)
 
 
 def _tunable(base: QuantConfig) -> tuple[str, ...]:
@@ -69,15 +82,20 @@ def _tunable(base: QuantConfig) -> tuple[str, ...]:
         return ("exclude", "layers")
     if base.granularity == "per-block":
         blocks = ("block-size", "rounding", "symmetric") if base.weights == "int4" else ("block-size",)
-        return (*blocks, "exclude", "layers")
+        return (*blocks, "exclude", "layers", *_tables(base))
     if base.weights in ("float16", "bfloat16"):
         return ("layers",)
     if base.weights not in ("int8", "float8e4m3fn", "palette4"):
         return ()
-    calibrated = ("calibration",) if base.calibration in ("minmax", "percentile") else ()
+    calibrated = ("calibration",) if base.calibration in get_args(CalibrationMethod) else ()
     attention = ("attention",) if calibrated and base.weights == "int8" else ()
     smoothing = ("smoothing",) if base.smoothing is not None else ()
-    return ("exclude", "layers", *calibrated, *attention, *smoothing)
+    return ("exclude", "layers", *calibrated, *attention, *smoothing, *_tables(base))
+
+
+def _tables(base: QuantConfig) -> tuple[str, ...]:
+    """Tables that are float of themselves can be int8 beside integers."""
+    return ("embeddings",) if base.weights in ("int8", "int4") and base.embeddings == "float" else ()
 
 
 def _one_of(*allowed: str) -> Callable[[str, str], str]:
@@ -133,9 +151,11 @@ _READ: Mapping[str, Callable[[str, str], Any]] = {
     "exclude": _patterns,
     "layers": _layers,
     "smoothing": _share,
-    "calibration": _one_of("minmax", "percentile"),
+    "calibration": _one_of(*get_args(CalibrationMethod)),
     "attention": _one_of("float", "int8"),
+    "embeddings": _one_of("float", "int8"),
 }
+_FLOAT_METHODS = ("minmax", "percentile")
 _ALLOWED = f"Allowed: {', '.join(_READ)}; as --recipe block-size=64,rounding=awq."
 _VALUES: Mapping[str, Callable[[Any], Any]] = {
     "smoothing": lambda value: None if value == "off" else value,

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
-from toolkit.types import CacheForm, Dim
+from toolkit.types import CacheForm, CalibrationMethod, Dim
 
 __all__ = ["VERSION", "Build", "Data", "DimRange", "Precision", "Quantization", "Recipe"]
 
@@ -65,9 +65,10 @@ class Quantization(_Section):
 
     exclude: tuple[str, ...] = ()
     layers: dict[str, Precision] = Field(default_factory=dict)
-    calibration: Literal["minmax", "percentile"] | None = None
+    calibration: CalibrationMethod | None = None
     smoothing: Annotated[float, Field(ge=0, le=1)] | Literal["off"] | None = None
     attention: Literal["float", "int8"] | None = None
+    embeddings: Literal["float", "int8"] | None = None
     block_size: Literal[16, 32, 64, 128] | None = None
     rounding: Literal["nearest", "gptq", "awq", "hqq"] | None = None
     symmetric: bool | None = None

@@ -9,17 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 from toolkit.recipe.document import Quantization
 from toolkit.tune.decide import best_of
 from toolkit.tune.result import Objective, Trial
 from toolkit.tune.sensitivity import ModuleNoise
-from toolkit.types import Gate, QuantConfig
+from toolkit.types import CalibrationMethod, Gate, QuantConfig
 
 __all__ = ["Laboratory", "knobs", "narrow", "ranked", "search"]
 
 _ORDER = ("int8", "int8-dynamic", "fp8", "int4", "nvfp4", "fp16", "bf16")
+_METHODS = get_args(CalibrationMethod)
 _SMOOTHING = (0.5, 0.65, 0.8, "off")
 _BLOCKS = (16, 32, 64, 128)
 _ROUNDING = ("nearest", "gptq", "awq", "hqq")
@@ -99,8 +100,8 @@ def knobs(recipe: QuantConfig) -> Mapping[str, tuple[Any, ...]]:
     found: dict[str, tuple[Any, ...]] = {}
     if recipe.smoothing is not None:
         found["smoothing"] = _others(_SMOOTHING, recipe.smoothing)
-    if recipe.weights == "int8" and recipe.calibration in ("minmax", "percentile"):
-        found["calibration"] = _others(("minmax", "percentile"), recipe.calibration)
+    if recipe.weights == "int8" and recipe.calibration in _METHODS:
+        found["calibration"] = _others(_METHODS, recipe.calibration)
     if recipe.granularity == "per-block" and recipe.weights in ("int4", "int8"):
         found["block_size"] = _others(_BLOCKS, recipe.block_size)
     if recipe.granularity == "per-block" and recipe.weights == "int4":
