@@ -63,13 +63,8 @@ def int8_function(variant: Int8Variant, opset: int) -> ir.Function:
     outputs = [_product(body, codes, values, i) for i in range(3 if variant.qkv else 1)]
     if not variant.qkv:
         outputs = [_finished(body, outputs[0], variant, values)]
-    graph = ir.Graph(
-        list(values.values()),
-        outputs,
-        nodes=body.nodes,
-        opset_imports={"": opset, "com.microsoft": 1},
-        name=variant.name,
-    )
+    opsets = {"": opset, "com.microsoft": 1}
+    graph = ir.Graph(list(values.values()), outputs, nodes=body.nodes, opset_imports=opsets, name=variant.name)
     return ir.Function(DOMAIN, variant.name, graph=graph, attributes=[])
 
 

@@ -25,7 +25,7 @@ _QUICK_GELU_SLOPE = 1.702
 
 @dataclass(frozen=True, slots=True)
 class Rounding:
-    """uint8 codes = QuantizeLinear(source [* multiplier [last axis]], scale [], zero_point []), all but source constant."""
+    """uint8 codes = QuantizeLinear(source [* multiplier], scale, zero_point); the multiplier is [last axis]."""
 
     source: ir.Value
     multiplier: ir.Value | None
@@ -118,9 +118,9 @@ def _factor(product: ir.Value) -> tuple[ir.Value, ir.Value] | None:
         if source is None or factor is None or source.shape is None or source.dtype != ir.DataType.FLOAT:
             continue
         width = source.shape[-1] if source.shape.rank() else None
-        if isinstance(width, int) and _is_float(factor, width) and factor.shape is not None:
-            if factor.shape.rank() == 1:
-                return source, factor
+        vector = factor.shape is not None and factor.shape.rank() == 1
+        if isinstance(width, int) and vector and _is_float(factor, width):
+            return source, factor
     return None
 
 

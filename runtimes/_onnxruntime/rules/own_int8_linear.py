@@ -75,11 +75,14 @@ class _Rule:
         self._emit = emit
         self.variants: dict[Int8Variant, None] = {}
         self.counts: Counter[str] = Counter()
+        self._shared: set[ir.Value | None] = set()
 
     def apply(self, node: ir.Node) -> None:
-        siblings = _siblings(node)
-        rounding = rounding_of(node.inputs[0]) if len(siblings) in {1, _QKV} else None
-        if len(siblings) == _QKV:
+        siblings = _readers(node)
+        if len(siblings) not in {1, _QKV} or not all(map(is_int8_linear, siblings)):
+            self._shared.add(node.inputs[0])
+        rounding = rounding_of(node.inputs[0]) if node.inputs[0] not in self._shared else None
+        if len(siblings) == _QKV and node.inputs[0] not in self._shared:
             self._write([_Chain(each, [each]) for each in siblings], rounding)
         else:
             self._write([_chain_of(node)], rounding)
@@ -87,8 +90,8 @@ class _Rule:
     def _write(self, chains: list[_Chain], rounding: Rounding | None) -> None:
         first = chains[0]
         smoothed = rounding is not None and rounding.multiplier is not None
-        form = {"qkv": len(chains) == _QKV, "smoothed": smoothed, "of_codes": rounding is None}
-        variant = replace(first.variant, **form)
+        qkv = len(chains) == _QKV
+        variant = replace(first.variant, qkv=qkv, smoothed=smoothed, of_codes=rounding is None)
         inputs = [*_input_of(first.linear, rounding)]
         for chain in chains:
             inputs += self._weight_of(chain)
@@ -132,11 +135,10 @@ class _Rule:
         self.counts.update({what: int(count) for what, count in told.items() if count})
 
 
-def _siblings(node: ir.Node) -> list[ir.Node]:
-    """Every reader of the same codes, or the node alone where some reader is not an int8 Linear."""
-    codes = node.inputs[0]
-    readers = [use.node for use in codes.uses()] if codes is not None else []
-    return readers if all(is_int8_linear(reader) for reader in readers) else [node]
+def _readers(linear: ir.Node) -> list[ir.Node]:
+    """Every reader of the same codes."""
+    codes = linear.inputs[0]
+    return [use.node for use in codes.uses()] if codes is not None else []
 
 
 def _input_of(linear: ir.Node, rounding: Rounding | None) -> list[ir.Value | None]:
