@@ -12,7 +12,9 @@ from ort_graphs import written
 
 from runtimes._onnxruntime.emit import Emitter
 from runtimes._onnxruntime.kernels import build
+from runtimes._onnxruntime.operators import contents
 from runtimes._onnxruntime.rules.own_int8_linear import use_int8_linear
+from runtimes._onnxruntime.saturation import quantizes_activations
 from runtimes.ort_cpu import RUNTIME
 
 H, F = 16, 32
@@ -134,6 +136,15 @@ def test_a_linear_without_bias_gets_zeros():
     assert applied(graph([ROUND, product]))[0] == {"Int8Linear": 1}
 
 
+def test_a_rounding_that_nothing_reads_is_no_reader():
+    body = [
+        *SMOOTH, linear("c", "q", "u"), "g = Gelu(u)",
+        "dead = QuantizeLinear(g, s, z)", "dead2 = QuantizeLinear(m, s, z)", "d = DequantizeLinear(dead, s, z)",
+        "cg = QuantizeLinear(g, s, z)", linear("cg", "k", "y"),
+    ]  # fmt: skip
+    assert applied(graph(body))[0] == {"Int8LinearSmoothedGeluToCodes": 1, "Int8LinearOfCodes": 1}
+
+
 def test_two_linears_share_one_rounding():
     used, _ = applied(graph([ROUND, linear("c", "q", "y"), linear("c", "k", "w")], "y w"))
     assert used == {"QuantizeLinear": 1, "Int8LinearOfCodes": 2}
@@ -208,6 +219,7 @@ def test_the_lowered_file_runs_with_the_kernels_and_without(tmp_path, monkeypatc
     )
     assert [node.op_type for node in ir.load(lowered.path).graph] == ["Int8LinearGelu", "Add"]
     x = np.random.default_rng(0).standard_normal((2, 9, 16)).astype(np.float32)
+    assert quantizes_activations(contents(lowered.path).operators)
     engine = RUNTIME.build(lowered)
     found = []
     for switch in ("0", "portable", ""):

@@ -39,6 +39,7 @@ def use_int8_linear(model: ir.Model, emit: Emitter) -> list[Step]:
     """
     if model.opset_imports.get("", 0) < _GELU_OPSET:
         return []
+    _remove_unread(model.graph)
     rule = _Rule(emit)
     for node in list(model.graph):
         if node.graph is not None and is_int8_linear(node):
@@ -48,6 +49,16 @@ def use_int8_linear(model: ir.Model, emit: Emitter) -> list[Step]:
         model.functions[function.identifier()] = function
         model.opset_imports.update({DOMAIN: VERSION, "com.microsoft": 1})
     return [Step("lower", what, count, "own kernel") for what, count in rule.counts.items()]
+
+
+def _remove_unread(graph: ir.Graph) -> None:
+    """Roundings that the rules before have left behind would look like readers of what they read.
+
+    Constants stay, unlike with the pass of `onnx_ir`: the emitter may hand one of them out again.
+    """
+    for node in reversed(graph):
+        if not any(output.uses() or output.is_graph_output() for output in node.outputs):
+            graph.remove(node, safe=True)
 
 
 @dataclass(slots=True)
