@@ -17,17 +17,6 @@ PLAIN, CODES = Int8Variant(), Int8Variant(to_codes=True)
 SHAPES = [(1, 1, 1), (2, 3, 15), (5, 50, 17), (6, 64, 64), (13, 66, 65), (31, 130, 48), (32, 67, 200), (300, 40, 33)]
 
 
-@pytest.fixture(scope="module")
-def kernels():
-    """The library, compiled once; it is the same file for the fast and for the plain form."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(build.SWITCH, "portable")
-        path = build.library()
-        if path is None:
-            pytest.skip(build.reason())
-        return path
-
-
 @pytest.fixture(params=FORMS)
 def form(request, monkeypatch, kernels):
     """Sessions opened in the test take the fastest or the plain form."""
