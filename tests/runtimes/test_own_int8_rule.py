@@ -12,10 +12,13 @@ from ort_graphs import written
 
 from runtimes._onnxruntime.emit import Emitter
 from runtimes._onnxruntime.kernels import build
+from runtimes._onnxruntime.kernels.expanded import SCOPES
 from runtimes._onnxruntime.operators import contents
 from runtimes._onnxruntime.rules.own_int8_linear import use_int8_linear
 from runtimes._onnxruntime.saturation import quantizes_activations
+from runtimes._onnxruntime.tapped import TappedGraph
 from runtimes.ort_cpu import RUNTIME
+from toolkit.compare.modules import Modules
 
 H, F = 16, 32
 OPSETS = '<ir_version: 10, opset_import: ["" : {opset}, "com.microsoft" : 1]>'
@@ -229,3 +232,38 @@ def test_the_lowered_file_runs_with_the_kernels_and_without(tmp_path, monkeypatc
         session.close()
     for other in found[1:]:
         np.testing.assert_allclose(other, found[0], rtol=1e-5, atol=1e-5)
+
+
+def test_who_looks_inside_finds_every_module(tmp_path):
+    body = [
+        ROUND, *(linear("c", name, f"y{name}") for name in "qkv"), "a0 = Add(yq, yk)", "a = Add(a0, yv)",
+        "ca = QuantizeLinear(a, s, z)", linear("ca", "up", "u"), "g = Gelu(u)",
+        "gm = Mul(g, hidden)", "cg = QuantizeLinear(gm, s, z)", linear("cg", "down", "d"), "y = Add(d, x)",
+    ]  # fmt: skip
+    model = graph(body)
+    owners = {
+        "yq": "q",
+        "yk": "k",
+        "yv": "v",
+        "u": "fc1",
+        "g": "act",
+        "gm": "fc2",
+        "cg": "fc2",
+        "d": "fc2",
+        "y": "block",
+    }
+    for node in model.graph:
+        path = owners.get(node.outputs[0].name, "block")
+        node.metadata_props[SCOPES] = str(["", "block", *([f"block.{path}"] if path != "block" else [])])
+    before = outputs_of(model)
+    use_int8_linear(model, Emitter(model))
+    RemoveUnusedNodesPass()(model)
+    model.producer_name = "toolkit"
+    ir.save(model, tmp_path / "model.onnx")
+    tapped = TappedGraph(tmp_path / "model.onnx", rounded=False)
+    found = Modules(tapped.proto)
+    assert {module.path for module in found.modules} >= {
+        f"block.{name}" for name in ("q", "k", "v", "fc1", "act", "fc2")
+    }
+    assert not found.ambiguous
+    np.testing.assert_allclose(outputs_of(ir.from_proto(tapped.proto))[0], before[0], rtol=1e-5, atol=1e-5)

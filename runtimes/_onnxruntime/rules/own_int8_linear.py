@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from runtimes._onnxruntime.emit import Emitter, same_dim
 from runtimes._onnxruntime.kernels import DOMAIN, VERSION
+from runtimes._onnxruntime.kernels.expanded import SCOPES, part_key
 from runtimes._onnxruntime.kernels.int8_function import Int8Variant, int8_function
 from runtimes._onnxruntime.rules.int8_parts import (
     Rounding,
@@ -109,6 +110,8 @@ class _Rule:
         inputs += [first.residual] if first.residual is not None else []
         inputs += first.result.constants if first.result is not None else []
         made = self._emit.before(first.last, variant.name, inputs, domain=DOMAIN, outputs=len(chains))
+        for index, chain in enumerate(chains):
+            made.metadata_props.update(_scopes_of(chain, index))
         self._count(variant, first.factor is not None)
         self._replace(made, chains)
         self.variants[variant] = None
@@ -144,6 +147,20 @@ class _Rule:
             "int8 Linears that write uint8 for the next": variant.to_codes,
         }
         self.counts.update({what: int(count) for what, count in told.items() if count})
+
+
+def _scopes_of(chain: _Chain, index: int) -> dict[str, str]:
+    """Which PyTorch modules the parts are from, for who looks into the operator."""
+    linear = chain.nodes[0 if chain.factor is None else 1]
+    parts = {f"linear{index}": linear}
+    if chain.residual is not None:
+        parts["residual"] = chain.last
+    elif chain.variant.activation:
+        parts["activation"] = chain.nodes[1 if chain.factor is None else 2]
+    if chain.result is not None:
+        parts["result"] = chain.last
+    found = {part_key(part): node.metadata_props.get(SCOPES, "") for part, node in parts.items()}
+    return {key: scopes for key, scopes in found.items() if scopes}
 
 
 def _readers(linear: ir.Node) -> list[ir.Node]:
