@@ -38,6 +38,7 @@ _INTEGER_LINEARS = {
         "QGemm",
     ),
 }
+_OWN_INT8 = "Int8Linear"
 _LINEARS = {"MatMul", "Gemm", "Conv", "FusedMatMul", "FusedGemm", "FusedConv"}
 _PASSES_WEIGHT = {"Cast", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
 
@@ -160,9 +161,13 @@ def _dtype(dtype: ir.DataType | None) -> str:
 
 
 def _is_linear(node: ir.Node) -> bool:
-    return node.op_type in _INTEGER_LINEARS or (
+    return _is_integer_linear(node) or (
         node.op_type in _LINEARS and any(_is_weight(value) for value in node.inputs[:2])
     )
+
+
+def _is_integer_linear(node: ir.Node) -> bool:
+    return node.op_type in _INTEGER_LINEARS or node.op_type.startswith(_OWN_INT8)
 
 
 def _is_weight(value: ir.Value | None) -> bool:
@@ -190,7 +195,7 @@ def _dequantized(value: ir.Value | None) -> bool:
 
 def _quantized_form(node: ir.Node) -> str:
     """Empty for a Linear in floating point and for whatever is not a Linear."""
-    if node.op_type in _INTEGER_LINEARS:
+    if _is_integer_linear(node):
         return _name(node)
     if not _is_linear(node):
         return ""

@@ -17,6 +17,9 @@ _ROUNDED = frozenset(
     {"DynamicQuantizeLinear", "MatMulInteger", "MatMulIntegerToFloat", "QLinearMatMul", "QuantizeLinear"}
 )
 
+_OWN = "Int8Linear"
+"""How our own operators begin; without the kernels their functions hold such products."""
+
 
 @cache
 def int8_products_saturate() -> bool:
@@ -40,7 +43,7 @@ def quantizes_activations(called: Set[tuple[str, str]]) -> bool:
     One whose weights alone are integers must do without the option above: ONNX Runtime 1.32 fails at load ("Attempt to
     replace the existing tensor") where two nodes read such a weight.
     """
-    return any(op_type in _ROUNDED for _, op_type in called)
+    return any(op_type in _ROUNDED or op_type.startswith(_OWN) for _, op_type in called)
 
 
 def _probe() -> onnx.ModelProto:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from runtimes._onnxruntime.failures import as_stage_error
 from runtimes._onnxruntime.feeds import check_feeds, spec_of
 from runtimes._onnxruntime.kernels import DOMAIN
+from runtimes._onnxruntime.kernels.expanded import with_int8_linears_expanded
 from runtimes._onnxruntime.operators import contents
 from runtimes._onnxruntime.session import CPU, session_options
 from runtimes._onnxruntime.source import WEIGHTS_FOLDER, source_of
@@ -82,11 +83,15 @@ class TappedGraph:
         self.path, self._held = path, contents(path)
         with as_stage_error("compare", f"cannot open {path}"):
             source = source_of(path, self._held, on_cpu=True, rounded=rounded)
-            self.proto: onnx.ModelProto = (
+            loaded = (
                 onnx.load(source.content, load_external_data=False)
                 if isinstance(source.content, str)
                 else onnx.load_from_string(source.content)
             )
+        # Inside our int8 Linears there is no tensor to be tapped.
+        self.proto: onnx.ModelProto = with_int8_linears_expanded(loaded)
+        called = frozenset((node.domain, node.op_type) for node in self.proto.graph.node)
+        self._held = replace(self._held, operators=called)
         self._told = source.told
         self._blocks = any(domain == DOMAIN or (domain, name) == _BLOCKS for domain, name in self._held.operators)
 

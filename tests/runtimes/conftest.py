@@ -1,8 +1,9 @@
-"""What tests of several runtimes share: exports, which take ten seconds each."""
+"""What tests of several runtimes share: exports, which take ten seconds each, and the compiled kernels."""
 
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -23,3 +24,16 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> MakeTiny:
         return made(name, last_logits)
 
     return once
+
+
+@pytest.fixture(scope="session")
+def kernels() -> Path:
+    """The library, compiled once; it is the same file for the fast and for the plain form."""
+    from runtimes._onnxruntime.kernels import build
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(build.SWITCH, "portable")
+        path = build.library()
+        if path is None:
+            pytest.skip(build.reason())
+        return path

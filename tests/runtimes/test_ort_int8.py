@@ -10,7 +10,9 @@ from onnx.reference import ReferenceEvaluator
 from ort_graphs import written
 
 from runtimes import portable_session
-from runtimes._onnxruntime.rules.int8_linear import quantized_linears
+from runtimes._onnxruntime.lowering import lower_graph
+from runtimes._onnxruntime.rules.int8_conv import fold_int8_conv_weights
+from runtimes._onnxruntime.rules.int8_linear import lower_int8_linears, quantized_linears
 from runtimes.ort_cpu import RUNTIME
 from toolkit.errors import StageError
 
@@ -46,7 +48,7 @@ def lowered_and_compared(model: ir.Model, folder, x: np.ndarray):
     source = written(model, folder, "int8")
     reference = ReferenceEvaluator(str(source.path))
     expected = dict(zip(reference.output_names, reference.run(None, {"x": x}), strict=True))
-    lowered = RUNTIME.lower(source, folder / "lowered")
+    lowered = lower_graph(source, folder / "lowered", "ort-cpu", (lower_int8_linears, fold_int8_conv_weights))
     actual = portable_session(lowered.path).run({"x": x})
     assert list(actual) == list(expected)
     for name, want in expected.items():

@@ -224,6 +224,8 @@ def _dtype(node: onnx.NodeProto, known: Mapping[str, int]) -> int:
         return known.get(node.input[1], 0)
     if node.op_type == "MatMulIntegerToFloat":
         return known.get(node.input[2], 0)
+    if node.op_type.startswith("Int8Linear"):
+        return int(onnx.TensorProto.UINT8 if node.op_type.endswith("Codes") else onnx.TensorProto.FLOAT)
     # What is chosen or gathered comes before what it is chosen by, save for a condition.
     types = (known.get(name, 0) for name in node.input[node.op_type == "Where" :])
     return next((dtype for dtype in types if dtype), 0)

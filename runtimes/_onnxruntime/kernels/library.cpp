@@ -11,15 +11,24 @@ struct Base {
   const char* (*version)();
 };
 
-// One domain for all sessions: it must outlive every one of them.
+void* new_domain(Api api, bool int8) {
+  void* created = nullptr;
+  call(api, kCreateDomain, "toolkit.cpu", &created);
+  for (const Op* op : block_linear_operators()) call(api, kDomainAdd, created, op);
+  if (!int8) return created;
+  for (const Op* op : int8_linear_operators()) call(api, kDomainAdd, created, op);
+  return created;
+}
+
+// One domain for all sessions: it must outlive every one of them. With AVX2 alone ONNX Runtime's own int8 products are
+// the faster ones, so there the graph's functions are to run.
 void* domain(Api api) {
-  static void* const made = [api] {
-    void* created = nullptr;
-    call(api, kCreateDomain, "toolkit.cpu", &created);
-    for (const Op* op : block_linear_operators()) call(api, kDomainAdd, created, op);
-    return created;
-  }();
-  return made;
+  if (instructions() == kAvx2) {
+    static void* const without = new_domain(api, false);
+    return without;
+  }
+  static void* const whole = new_domain(api, true);
+  return whole;
 }
 
 }  // namespace

@@ -9,5 +9,6 @@
 namespace toolkit {
 
 std::vector<const Op*> block_linear_operators();
+std::vector<const Op*> int8_linear_operators();
 
 }  // namespace toolkit

@@ -1,0 +1,148 @@
+"""What stands around an int8 Linear in a lowered graph: roundings, factors, activations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+__all__ = [
+    "Rounding",
+    "activation_behind",
+    "constant_array",
+    "factor_behind",
+    "is_int8_linear",
+    "only_use",
+    "rounding_of",
+]
+
+_MOST_INPUTS = 32768
+_QUICK_GELU_SLOPE = 1.702
+
+
+@dataclass(frozen=True, slots=True)
+class Rounding:
+    """uint8 codes = QuantizeLinear(source [* multiplier], scale, zero_point); the multiplier is [last axis]."""
+
+    source: ir.Value
+    multiplier: ir.Value | None
+    scale: ir.Value
+    zero_point: ir.Value
+
+    @property
+    def constants(self) -> list[ir.Value | None]:
+        """In the order of the operators' inputs."""
+        return [*([self.multiplier] if self.multiplier is not None else []), self.scale, self.zero_point]
+
+
+def is_int8_linear(node: ir.Node) -> bool:
+    """Whether it is a `MatMulIntegerToFloat` of float32 with a constant s8 weight [K, N] and constant parameters."""
+    if node.op_type != "MatMulIntegerToFloat" or node.domain != "com.microsoft":
+        return False
+    codes, weight, scale, weight_scale, zero_point, weight_zero, bias = (*node.inputs, *[None] * 7)[:7]
+    if codes is None or weight_zero is not None or not _is_weight(weight):
+        return False
+    columns = weight.shape[1] if weight is not None and weight.shape is not None else 0
+    of_columns = _is_float(weight_scale, 1, columns) and (bias is None or _is_float(bias, columns))
+    return _is_scalar(scale, ir.DataType.FLOAT) and _is_scalar(zero_point, ir.DataType.UINT8) and of_columns
+
+
+def rounding_of(codes: ir.Value | None) -> Rounding | None:
+    """How a uint8 tensor was made from floats; None where it was not, or not with one constant scale."""
+    node = codes.producer() if codes is not None else None
+    if node is None or not _is(node, "QuantizeLinear"):
+        return None
+    source, scale, zero_point = (*node.inputs, None)[:3]
+    known = _is_scalar(scale, ir.DataType.FLOAT) and _is_scalar(zero_point, ir.DataType.UINT8)
+    if not known or source is None or scale is None or zero_point is None or source.dtype != ir.DataType.FLOAT:
+        return None
+    found = _factor(source) if len(source.uses()) == 1 and not source.is_graph_output() else None
+    return Rounding(found[0], found[1], scale, zero_point) if found else Rounding(source, None, scale, zero_point)
+
+
+def factor_behind(value: ir.Value) -> tuple[ir.Node, ir.Value] | None:
+    """The only reader, where it multiplies by a constant along the last axis, and that constant."""
+    use = only_use(value, "Mul")
+    found = _factor(use.node.outputs[0]) if use is not None else None
+    return (use.node, found[1]) if use is not None and found is not None and found[0] is value else None
+
+
+def activation_behind(value: ir.Value) -> tuple[str, list[ir.Node]]:
+    """The name of the activation that alone reads the value, as `ACTIVATIONS` has it, and its nodes; or nothing."""
+    uses = list(value.uses())
+    if value.is_graph_output():
+        return "", []
+    if len(uses) == 1 and _is(uses[0].node, "Relu"):
+        return "Relu", [uses[0].node]
+    if len(uses) == 1 and _is(uses[0].node, "Gelu"):
+        tanh = uses[0].node.attributes.get_string("approximate", "none") == "tanh"
+        return "GeluTanh" if tanh else "Gelu", [uses[0].node]
+    return _quick_gelu(value, [use.node for use in uses])
+
+
+def only_use(value: ir.Value, op_type: str) -> Any:
+    """The one use of a value that is not an output of the graph, where it is of such a node; else None."""
+    uses = list(value.uses())
+    fits = len(uses) == 1 and not value.is_graph_output() and _is(uses[0].node, op_type)
+    return uses[0] if fits else None
+
+
+def constant_array(value: ir.Value | None, default: float) -> NDArray[Any]:
+    """The numbers of a constant, or the default alone."""
+    constant = value.const_value if value is not None else None
+    return constant.numpy() if constant is not None else np.asarray(default, np.float32)
+
+
+def _quick_gelu(value: ir.Value, readers: list[ir.Node]) -> tuple[str, list[ir.Node]]:
+    """y * sigmoid(1.702 * y)."""
+    for scaled, product in (readers, readers[::-1]) if len(readers) == 2 else ():
+        gate = only_use(scaled.outputs[0], "Sigmoid") if _is(scaled, "Mul") else None
+        if gate is None or not _is(product, "Mul") or {*product.inputs} != {value, gate.node.outputs[0]}:
+            continue
+        slopes = [constant_array(each, 0.0) for each in scaled.inputs if each is not value]
+        if len(slopes) == 1 and slopes[0].size == 1 and np.isclose(slopes[0], _QUICK_GELU_SLOPE, rtol=1e-6).all():
+            only = only_use(gate.node.outputs[0], "Mul")
+            return ("QuickGelu", [scaled, gate.node, product]) if only is not None else ("", [])
+    return "", []
+
+
+def _factor(product: ir.Value) -> tuple[ir.Value, ir.Value] | None:
+    """What is multiplied, and the constant of one number for each place on its last axis."""
+    node = product.producer()
+    if node is None or not _is(node, "Mul"):
+        return None
+    for source, factor in (node.inputs, node.inputs[::-1]):
+        if source is None or factor is None or source.shape is None or source.dtype != ir.DataType.FLOAT:
+            continue
+        width = source.shape[-1] if source.shape.rank() else None
+        vector = factor.shape is not None and factor.shape.rank() == 1
+        if isinstance(width, int) and vector and _is_float(factor, width):
+            return source, factor
+    return None
+
+
+def _is_weight(value: ir.Value | None) -> bool:
+    if value is None or not value.is_initializer() or value.dtype != ir.DataType.INT8 or value.shape is None:
+        return False
+    sizes = list(value.shape)
+    return len(sizes) == 2 and all(isinstance(size, int) and size > 0 for size in sizes) and sizes[0] <= _MOST_INPUTS
+
+
+def _is_float(value: ir.Value | None, *sizes: object) -> bool:
+    """Whether it is a float32 constant of one of these numbers of elements."""
+    return value is not None and _is_constant(value, ir.DataType.FLOAT) and value.const_value.size in sizes
+
+
+def _is_scalar(value: ir.Value | None, dtype: ir.DataType) -> bool:
+    return value is not None and _is_constant(value, dtype) and value.const_value.size == 1
+
+
+def _is_constant(value: ir.Value, dtype: ir.DataType) -> bool:
+    return value.is_initializer() and value.dtype == dtype and value.const_value is not None
+
+
+def _is(node: ir.Node, op_type: str) -> bool:
+    return node.op_type == op_type and not node.domain
