@@ -25,7 +25,7 @@ from toolkit.types import Calibration, Evaluation, ModelRequest, ModelSpec, Tens
 
 __all__ = [
     "VisionEncoder", "calibration", "evaluation", "golden", "image_fingerprint", "input_size", "labels_of", "tensors",
-    "vision_spec",
+    "view", "vision_spec",
 ]  # fmt: skip
 
 _PHOTOS = Path(__file__).parent / "data" / "photos"
@@ -158,7 +158,7 @@ def _shipped(spec: ModelSpec, count: int) -> Calibration:
 
     def batches() -> Iterator[Tensors]:
         for rows in _calibration.chunked(sum(sizes), sizes):
-            yield tensors(spec, [_view(files, row) for row in rows])
+            yield tensors(spec, [view(files, row) for row in rows])
 
     photos = min(count, len(files))
     crops = f" and {count - photos} crops of them" if count > photos else ""
@@ -166,11 +166,12 @@ def _shipped(spec: ModelSpec, count: int) -> Calibration:
         batches,
         sum(sizes),
         f"{photos} photographs{crops} (model_zoo/data/SOURCES.md)",
-        items=lambda: [image_fingerprint(spec, _view(files, index)) for index in range(sum(sizes))],
+        items=lambda: [image_fingerprint(spec, view(files, index)) for index in range(sum(sizes))],
     )
 
 
-def _view(files: Sequence[Path], index: int) -> Image.Image:
+def view(files: Sequence[Path], index: int) -> Image.Image:
+    """The index-th image: each file as it is, then, over and over, a seeded crop of each."""
     image, turn = _preprocess.open_image(files[index % len(files)]), index // len(files)
     if turn == 0:
         return image
