@@ -5,6 +5,7 @@ Standard library only, since contenders run in environments of their own. Needs 
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ from typing import Any
 __all__ = ["REST_SECONDS", "Answer", "Worker", "pin", "serve", "worker"]
 
 REST_SECONDS = 0.06
+_PR_SET_PDEATHSIG = 1
 Answer = Callable[[dict[str, Any]], dict[str, Any]]
 """What a contender does with one request."""
 
@@ -72,6 +74,8 @@ def worker(
 
 def serve(load: Callable[[], Answer]) -> None:
     """The answering end: load, say so, then answer requests until standard input ends; an error is an answer too."""
+    # A stopped process would outlive a parent that was killed.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     # Libraries print to file descriptor 1 as they like, so the answers get a descriptor of their own.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)

@@ -47,7 +47,7 @@ def _make(work: Path, key: str, given: Given, name: str, folder: Path) -> None:
         if name == "nncf-int8":
             words = [str(peer_artefact(work, key, given, "optimum-fp32")), str(output), calibration]
         elif name == "optimum-fp32":
-            words = ["fp32", str(given.folder), str(output), _TASKS.get(given.task, given.task)]
+            words = ["fp32", str(given.folder), str(output), calibration, _TASKS.get(given.task, given.task)]
         else:
             source = peer_artefact(work, key, given, "optimum-fp32").parent
             words = [name.removeprefix("optimum-"), str(source), str(output), calibration]

@@ -16,7 +16,7 @@ ENVIRONMENTS: Mapping[str, tuple[str, ...]] = {
     "inductor": ("torch==2.13.0+cpu", "transformers==5.23.0", "torchao==0.18.0"),
     "optimum": (
         "torch==2.13.0+cpu", "transformers==4.57.6", "optimum-onnx[onnxruntime]==0.1.0", "onnxruntime==1.32.0",
-        "datasets==4.8.5",
+        "datasets==4.8.5", "pillow==12.2.0",
     ),
     "openvino": ("openvino==2026.4.1", "nncf==3.4.0"),
 }  # fmt: skip
