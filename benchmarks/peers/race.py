@@ -78,7 +78,9 @@ def _variables(work: Path, contender: Contender) -> dict[str, str]:
 def race(entries: Sequence[Entry], inputs: Path, pace: Pace) -> Turns:
     """Interleaved rounds of a turn each, an untimed run first; who fails drops out."""
     for entry in entries:
+        began = time.monotonic()
         entry.process.ask({"run": str(inputs), "times": _WARMUP})
+        print(f"{entry.key}: warm after {time.monotonic() - began:.1f} s", file=sys.stderr, flush=True)
     turns: Turns = {entry.key: [] for entry in entries}
     start, rounds = time.monotonic(), 0
     while rounds < pace.least or (rounds < pace.most and time.monotonic() - start < pace.seconds):
