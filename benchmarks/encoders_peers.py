@@ -75,6 +75,8 @@ def _measure(model: str, columns: Sequence[str], options: argparse.Namespace, re
             moved = drifts(entries, REFERENCE, given.held_out)
             results.drift[model] = Drift(MODELS[model].title, given.source, given.sha256, moved)
         absent |= {entry.key: entry.process.absent for entry in entries if entry.process.absent}
+    results.columns = {key: results.columns[key] for key in COLUMNS if key in results.columns}
+    results.drift = {key: results.drift[key] for key in MODELS if key in results.drift}
     results.absent[MODELS[model].title] = absent
     _label(results, [*loads, *absent])
 

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,8 @@ class Worker:
         if self._process.stdin is None or self.absent:
             return None
         self._process.send_signal(signal.SIGCONT)
-        print(json.dumps(request), file=self._process.stdin, flush=True)
+        with suppress(BrokenPipeError):
+            print(json.dumps(request), file=self._process.stdin, flush=True)
         return self._receive()
 
     def _receive(self) -> dict[str, Any] | None:

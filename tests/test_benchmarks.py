@@ -120,3 +120,13 @@ def test_a_contender_answers_or_says_why_not(tmp_path: Path) -> None:
         assert process.ask({}) is None
         assert process.absent == "KeyError: 'number'"
         assert process.ask({"number": 21}) is None
+
+
+def test_a_contender_that_died_is_absent(tmp_path: Path) -> None:
+    script = ECHO.format(folder=str(ROOT / "benchmarks")).replace("lambda request:", "lambda request: exit(3) or")
+    with worker([sys.executable, "-c", script], 1, tmp_path / "said.txt") as process:
+        assert process.ask({"number": 1}) is None
+        assert process.absent == "its process ended: 3"
+        process.absent = ""
+        assert process.ask({"number": 1}) is None
+        assert process.absent == "its process ended: 3"
