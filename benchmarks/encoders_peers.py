@@ -85,7 +85,7 @@ def _raced(key: str, entries: Sequence[Entry], options: argparse.Namespace) -> R
     column, inputs = COLUMNS[key], inputs_of(options.work, key)
     now, load = datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes"), os.getloadavg()[0]
     _say(f"{column.title}: load {load:.1f}")
-    turns = race(entries, inputs, Pace(options.seconds, options.threads))
+    turns = race(entries, inputs, Pace(options.seconds, options.rounds))
     return Raced(column.title, column.model, now, load, turns, drifts(entries, REFERENCE, [inputs]))
 
 
@@ -96,7 +96,7 @@ def _loads(model: str, given: Given, options: argparse.Namespace, absent: dict[s
         try:
             environment(options.work, PEERS[key].environment)
             loads[key] = PEERS[key], peer_artefact(options.work, model, given, PEERS[key].artefact)
-        except (NotMadeError, RuntimeError) as error:
+        except (NotMadeError, RuntimeError, ToolkitError) as error:
             absent[key] = str(error)
     for label, folder in _bundles(model, options, absent).items():
         loads[label] = own(label), folder
@@ -164,7 +164,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--only", action="append", choices=COLUMNS, metavar="COLUMN", help=", ".join(COLUMNS))
     parser.add_argument("--peers", action="append", choices=PEERS, metavar="PEER", help=", ".join(PEERS))
     parser.add_argument("--target", action="append", metavar="TARGET", help=f"ours to build: {', '.join(TARGETS)}")
-    parser.add_argument("--seconds", type=float, default=45, help="how long a column is raced")
+    parser.add_argument("--seconds", type=float, default=30, help="how long a column is raced")
+    parser.add_argument("--rounds", type=int, default=5, help="at least so many")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--prepare", action="store_true", help="make what is needed and measure nothing")
     parser.add_argument("--render", action="store_true", help="measure nothing, make the page of the JSON file")

@@ -34,9 +34,8 @@ class Pace:
     """`runs` timed runs a turn; rounds until `seconds` are over, but at least `least` and at most `most`."""
 
     seconds: float
-    threads: int
+    least: int
     runs: int = 5
-    least: int = 5
     most: int = 25
 
 
