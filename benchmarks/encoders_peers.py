@@ -142,7 +142,7 @@ def _section(results: Results) -> list[str]:
         *tables(results),
         "",
         f"- Measured {facts['date']} at commit `{facts['commit']}`: {facts['machine']}; {facts['threads']} threads; "
-        f"load when a column began {min(loads):.1f} to {max(loads):.1f}.",
+        f"load when a column began {min(loads, default=0):.1f} to {max(loads, default=0):.1f}.",
         f"- Held out: {held or 'nothing measured'}.",
         f"- Ours: {facts['ours']}.",
         *(f"- Environment `{name}`: {facts[name]}." for name in ENVIRONMENTS),
