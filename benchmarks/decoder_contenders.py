@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from turns import Answer, pin, serve
 
 SEED = 7
 SMALLEST_VOCABULARY = 32000
@@ -154,19 +154,18 @@ def _timed(generate: Generate, prompt: Tokens, count: int) -> dict[str, Any]:
 def main() -> None:
     """Serve `KIND PATH LIMIT THREADS` until standard input ends."""
     kind, path, limit, threads = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
-    try:
+    pin(threads)
+
+    def load() -> Answer:
         generate = CONTENDERS[kind](path, limit, threads)
-    except Exception as error:
-        print(json.dumps({"absent": f"{type(error).__name__}: {error}"}), file=answers)
-        return
-    print(json.dumps({"ready": True}), file=answers)
-    for line in sys.stdin:
-        request = json.loads(line)
-        prompt = np.random.default_rng(SEED).integers(100, SMALLEST_VOCABULARY, request["prompt"], dtype=np.int64)
-        print(json.dumps(_timed(generate, prompt, request["tokens"])), file=answers)
+        return lambda request: _answer(generate, request)
+
+    serve(load)
+
+
+def _answer(generate: Generate, request: dict[str, Any]) -> dict[str, Any]:
+    prompt = np.random.default_rng(SEED).integers(100, SMALLEST_VOCABULARY, request["prompt"], dtype=np.int64)
+    return _timed(generate, prompt, request["tokens"])
 
 
 if __name__ == "__main__":

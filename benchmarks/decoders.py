@@ -10,21 +10,18 @@ import argparse
 import json
 import os
 import platform
-import signal
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from decoder_contenders import CONTENDERS
+from turns import REST_SECONDS, Worker, worker
 
-WORKER = Path(__file__).with_name("decoder_contenders.py")
-REST_SECONDS = 0.06
+SCRIPT = Path(__file__).with_name("decoder_contenders.py")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,70 +49,39 @@ class Result:
     absent: str = ""
 
 
-class Worker:
-    """A contender's process: stopped but while it answers."""
-
-    def __init__(self, process: subprocess.Popen[str], result: Result) -> None:
-        """Take over a process that was just started."""
-        self._process, self.result = process, result
-        self._receive()
-
-    def turn(self, prompt: int, tokens: int) -> dict[str, Any] | None:
-        """One generation. None, with the reason in the result, when the process died of it."""
-        requests = self._process.stdin
-        if requests is None or self.result.absent:
-            return None
-        self._process.send_signal(signal.SIGCONT)
-        print(json.dumps({"prompt": prompt, "tokens": tokens}), file=requests, flush=True)
-        return self._receive()
-
-    def _receive(self) -> dict[str, Any] | None:
-        line = self._process.stdout.readline() if self._process.stdout else ""
-        answer: dict[str, Any] = json.loads(line) if line else {"absent": f"its process ended: {self._process.wait()}"}
-        if reason := answer.get("absent"):
-            self.result.absent = reason
-            return None
-        self._process.send_signal(signal.SIGSTOP)
-        return answer
-
-
 @contextmanager
-def worker(asked: Asked, limit: int, threads: int) -> Iterator[Worker]:
-    """Start the contender's process, and end it with the block."""
-    command = [sys.executable, str(WORKER), asked.kind, str(asked.path), str(limit), str(threads)]
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
-    pipe = subprocess.PIPE
-    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment, text=True)
-    try:
-        yield Worker(process, Result(asked.label, asked.kind, str(asked.path)))
-    finally:
-        process.kill()
-        process.wait()
+def contender(asked: Asked, limit: int, threads: int) -> Iterator[tuple[Worker, Result]]:
+    """The contender's process, and what is to be known of it."""
+    command = [sys.executable, str(SCRIPT), asked.kind, str(asked.path), str(limit), str(threads)]
+    with worker(command, threads) as process:
+        yield process, Result(asked.label, asked.kind, str(asked.path))
 
 
 def measure(asked: Sequence[Asked], options: argparse.Namespace) -> list[Result]:
     """An untimed turn for each contender and prompt, then `rounds` timed ones, the contenders taking turns."""
     limit = max(options.prompt) + options.tokens + 1
     with ExitStack() as stack:
-        workers = [stack.enter_context(worker(each, limit, options.threads)) for each in asked]
-        for one in workers:
+        workers = [stack.enter_context(contender(each, limit, options.threads)) for each in asked]
+        for one, _ in workers:
             for prompt in options.prompt:
-                one.turn(prompt, 8)
+                one.ask({"prompt": prompt, "tokens": 8})
         for _ in range(options.rounds):
             for prompt in options.prompt:
-                for one in workers:
-                    _take_turn(one, prompt, options.tokens)
-        return [one.result for one in workers]
+                for one, result in workers:
+                    _take_turn(one, result, prompt, options.tokens)
+        for one, result in workers:
+            result.absent = one.absent
+        return [result for _, result in workers]
 
 
-def _take_turn(one: Worker, prompt: int, tokens: int) -> None:
+def _take_turn(one: Worker, result: Result, prompt: int, tokens: int) -> None:
     time.sleep(REST_SECONDS)
-    answer = one.turn(prompt, tokens)
+    answer = one.ask({"prompt": prompt, "tokens": tokens})
     if answer is None:
         return
-    one.result.ttft.setdefault(prompt, []).append(answer["ttft_ms"])
-    one.result.itl.setdefault(prompt, []).append(answer["itl_ms"])
-    one.result.memory = max(one.result.memory, answer["memory"])
+    result.ttft.setdefault(prompt, []).append(answer["ttft_ms"])
+    result.itl.setdefault(prompt, []).append(answer["itl_ms"])
+    result.memory = max(result.memory, answer["memory"])
 
 
 def table(results: Sequence[Result], prompts: Sequence[int]) -> Iterator[str]:
