@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,13 @@ import pytest
 import tiny_models
 from transformers import BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
-from model_zoo import resolve
+from model_zoo import _text, resolve
 from model_zoo._samples import Sample
 from model_zoo._windows import windows
 from toolkit import plugins
 from toolkit.errors import UsageError
 from toolkit.recipe.document import Data
-from toolkit.types import Calibration, Dim, Evaluation, ModelSpec
+from toolkit.types import Calibration, Dim, Evaluation, ModelSpec, Tensors
 
 LICENCE = Path(json.__file__).parents[1] / "LICENSE.txt"
 WORDS = ["the", "first", "text", "of", "all", "in", "a", "set", "that", "speaks", "of", "nothing", "but", "itself"]
@@ -167,6 +167,21 @@ def test_labels_do_not_matter_to_an_embedding(embedding: ModelSpec, tmp_path: Pa
     evaluation = evaluate(embedding, tmp_path / "a.jsonl")
     assert (evaluation.metric, evaluation.labels, evaluation.count) == ("retrieval", None, 40)
     assert len({frozenset(item) for item in evaluation.items()}) == 40
+
+
+def attended(batches: Iterable[Tensors]) -> list[tuple[int, ...]]:
+    rows = [pair for batch in batches for pair in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
+    return [tuple(ids[mask == 1].tolist()) for ids, mask in rows]
+
+
+def test_held_out_passages_of_like_length_share_a_batch(embedding: ModelSpec) -> None:
+    """Of 256 passages in batches of exactly 3 the last is left out, as when they are taken in their own order."""
+    spec = resolve(embedding.source, dims={"batch": Dim(3, 3, 3)})
+    evaluation = plugins.family(spec.family).evaluation(spec, Data())
+    assert evaluation is not None
+    plain = list(_text.batches_of(spec, _text.shipped_passages("evaluation"), 1000, 3))
+    assert sorted(attended(evaluation.batches)) == sorted(attended(plain))
+    assert _text._by_length(spec, ["ccc", "a", "bb", "left out"], 3) == ["a", "bb", "ccc"]
 
 
 def save(path: Path, **arrays: Any) -> Path:

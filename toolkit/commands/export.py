@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from toolkit.errors import UsageError
+from toolkit.garbage import collected_seldom
 
 if TYPE_CHECKING:
     from toolkit.bundle.read import Bundle
@@ -165,6 +166,7 @@ class _Named(click.Path):
 @click.option("--trust-remote-code", is_flag=True, help="Let the model run code of its own repository.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
 @click.pass_context
+@collected_seldom()
 def command(
     context: click.Context,
     /,
