@@ -26,7 +26,7 @@ __all__ = ["Optimised", "TapSession", "TappedGraph", "Typed"]
 
 _WEIGHTS_FILE = "session.optimized_model_external_initializers_file_name"
 _WEIGHTS_FROM = "session.optimized_model_external_initializers_min_size_in_bytes"
-_BLOCKS = ("com.microsoft", "MatMulNBits")
+_BLOCKS = {("com.microsoft", "MatMulNBits"), (DOMAIN, "BlockLinear"), (DOMAIN, "BlockLinearOffset")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ class TappedGraph:
                 else onnx.load_from_string(source.content)
             )
         self._told = source.told
-        self._blocks = any(domain == DOMAIN or (domain, name) == _BLOCKS for domain, name in self._held.operators)
+        self._blocks = not _BLOCKS.isdisjoint(self._held.operators)
 
     @property
     def weight_bytes(self) -> int:

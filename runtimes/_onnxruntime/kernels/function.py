@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from runtimes._onnxruntime.kernels import DOMAIN
 
-__all__ = ["LINEAR", "LINEAR_OFFSET", "linear_function"]
+__all__ = ["LINEAR", "LINEAR_OFFSET", "Body", "linear_function"]
 
 LINEAR = "BlockLinear"
 """x float [.., K], B uint8 [N, K / block_size, block_size · bits / 8], scales float [N, K / block_size] -> [.., N]."""
@@ -27,7 +27,7 @@ def linear_function(op_type: str, opset: int, rank: int | None = None) -> ir.Fun
     """
     names = ("x", "B", "scales", "offsets")[: 4 if op_type == LINEAR_OFFSET else 3]
     inputs = [ir.Value(name=name) for name in names]
-    body = _Body()
+    body = Body()
     attributes = [ir.RefAttr(name, name, ir.AttributeType.INT) for name in _ATTRIBUTES]
     level = ir.AttrInt64("accuracy_level", _INT8_ACTIVATIONS)
     y = body.op("MatMulNBits", inputs[:3], [*attributes, level], domain="com.microsoft")
@@ -38,7 +38,7 @@ def linear_function(op_type: str, opset: int, rank: int | None = None) -> ir.Fun
     return ir.Function(DOMAIN, op_type, graph=graph, attributes=declared)
 
 
-def _block_sums(body: _Body, x: ir.Value, rank: int | None) -> ir.Value:
+def _block_sums(body: Body, x: ir.Value, rank: int | None) -> ir.Value:
     """[.., K / block_size], whatever stands before."""
     last = body.op("Constant", [], [ir.AttrInt64s("value_ints", [-1])])
     size = body.op("Constant", [], [ir.RefAttr("value_int", "block_size", ir.AttributeType.INT)])
@@ -51,12 +51,22 @@ def _block_sums(body: _Body, x: ir.Value, rank: int | None) -> ir.Value:
     return body.op("ReduceSum", [body.op("Reshape", [x, target]), last], [ir.AttrInt64("keepdims", 0)])
 
 
-class _Body:
+class Body:
+    """The nodes of a function's body, in the order in which they were made."""
+
     def __init__(self) -> None:
         self.nodes: list[ir.Node] = []
 
     def op(self, op_type: str, inputs: Sequence[ir.Value], attributes: Any = (), domain: str = "") -> ir.Value:
-        node = ir.Node(domain, op_type, inputs, attributes, num_outputs=1)
-        node.outputs[0].name = f"{op_type}_{len(self.nodes)}"
+        """Add a node with one output; answers that."""
+        return self.ops(op_type, inputs, attributes, 1, domain)[0]
+
+    def ops(
+        self, op_type: str, inputs: Sequence[ir.Value], attributes: Any, outputs: int, domain: str = ""
+    ) -> list[ir.Value]:
+        """Add a node with so many outputs; answers them."""
+        node = ir.Node(domain, op_type, inputs, attributes, num_outputs=outputs)
+        for index, value in enumerate(node.outputs):
+            value.name = f"{op_type}_{len(self.nodes)}" + (f"_{index}" if index else "")
         self.nodes.append(node)
-        return node.outputs[0]
+        return list(node.outputs)

@@ -16,6 +16,7 @@ void* domain(Api api) {
   static void* const made = [api] {
     void* created = nullptr;
     call(api, kCreateDomain, "toolkit.cpu", &created);
+    for (const Op* op : attention_operators()) call(api, kDomainAdd, created, op);
     for (const Op* op : block_linear_operators()) call(api, kDomainAdd, created, op);
     return created;
   }();
