@@ -1,4 +1,4 @@
-"""What tests of several runtimes share: exports, which take ten seconds each."""
+"""What tests of several runtimes share: exports, which take ten seconds each, and the library of kernels."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tiny_decoders import MakeTiny, TinyDecoder
 
 
@@ -23,3 +25,16 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> MakeTiny:
         return made(name, last_logits)
 
     return once
+
+
+@pytest.fixture(scope="session")
+def kernels() -> Path:
+    """The library, compiled once; it is the same file for the fast and for the plain forms."""
+    from runtimes._onnxruntime.kernels import build
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(build.SWITCH, "portable")
+        path = build.library()
+        if path is None:
+            pytest.skip(build.reason())
+        return path

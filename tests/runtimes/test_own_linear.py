@@ -25,17 +25,6 @@ ROOT = Path(__file__).resolve().parents[2]
 FORMS = {"fastest": "", "portable": "portable"}
 
 
-@pytest.fixture(scope="session")
-def kernels():
-    """The library, compiled once; it is the same file for the fast and for the plain form."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(build.SWITCH, "portable")
-        path = build.library()
-        if path is None:
-            pytest.skip(build.reason())
-        return path
-
-
 class Weight:
     """Random blocks, packed as `MatMulNBits` has them; `numbers` [N, K] float64 is what they stand for."""
 
