@@ -62,7 +62,7 @@ class Case:
     @property
     def attributes(self):
         heads = {"q_num_heads": self.heads, "kv_num_heads": self.kv_heads}
-        return {**heads, "is_causal": self.causal, "scale": self.scale}
+        return {**heads, "is_causal": self.causal, "scale": self.scale, "bfloat16": 0}
 
     @property
     def lengths(self):
@@ -129,7 +129,8 @@ def stock(case):
     if case.mask is not None:
         shape = np.broadcast_shapes(case.mask.shape, (case.queries, case.keys))
         feeds["mask"] = np.ascontiguousarray(np.broadcast_to(case.mask, shape))
-    return opened(model_of("Attention", "", feeds, case.attributes)).run(None, feeds)[0]
+    said = {name: each for name, each in case.attributes.items() if name != "bfloat16"}
+    return opened(model_of("Attention", "", feeds, said)).run(None, feeds)[0]
 
 
 def masks(case, kind):
@@ -238,6 +239,22 @@ def test_what_is_not_finite_does_not_vanish(kernels, monkeypatch, bad, form):
     answer = own(case, kernels).reshape(40, 2, 16)
     assert np.isnan(answer[:, 1]).all()
     np.testing.assert_array_equal(answer[:, 0], clean[:, 0])
+
+
+@pytest.mark.parametrize("causal", [0, 1])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_products_of_bfloat16(kernels, shape, causal):
+    """Eight bits of every factor; where the processor has no such products, those of float32."""
+    case = Case(**SHAPES[shape], causal=causal)
+    for mask in (None, *masks(case, "bool"), *masks(case, "float")):
+        case.mask = mask
+        answer, wanted = own(case, kernels, bfloat16=1), case.wanted()
+        assert np.linalg.norm(answer - wanted) < 0.008 * np.linalg.norm(wanted)
+    case.mask = np.zeros((1, case.keys), bool)
+    assert not own(case, kernels, bfloat16=1).any()
+    case.mask = None
+    case.rows["value"][0, 0, 3] = np.nan
+    assert np.isnan(own(case, kernels, bfloat16=1)[0, :, 3]).all()
 
 
 def test_a_key_that_the_mask_excludes_for_all_reaches_nothing(kernels):
@@ -375,7 +392,8 @@ def test_memory_does_not_grow_with_queries_times_keys(kernels):
 def standard(case, *, expanded=False, split=False, **attributes):
     """A graph with the standard operator as lowering writes it: a mask expanded, rows cut from one tensor."""
     feeds = case.feeds(split)
-    model = model_of("Attention", "", feeds, {**case.attributes, **attributes})
+    said = {name: each for name, each in case.attributes.items() if name != "bfloat16"}
+    model = model_of("Attention", "", feeds, {**said, **attributes})
     (node,) = model.graph
     emit = Emitter(model)
     inputs = dict(zip(feeds, model.graph.inputs, strict=True))
@@ -436,6 +454,18 @@ def test_half_precision_stays():
     for value in model.graph.inputs:
         value.dtype = ir.DataType.FLOAT16
     assert ruled(model) == {}
+
+
+def test_products_of_bfloat16_are_for_graphs_of_int8_activations():
+    model, _ = standard(Case())
+    ruled(model)
+    assert model.graph[0].attributes.get_int("bfloat16") == 0
+    model, _ = standard(Case())
+    scale = Emitter(model).constant(np.float32(0.1))
+    quantized = Emitter(model).before(model.graph[0], "QuantizeLinear", [model.graph.inputs[0], scale])
+    model.graph.outputs.append(quantized.outputs[0])
+    assert ruled(model)["attention may round to bfloat16"] == 1
+    assert model.graph[1].attributes.get_int("bfloat16") == 1
 
 
 def test_rows_split_unevenly_are_read_apart():

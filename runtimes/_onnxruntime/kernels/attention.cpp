@@ -1,6 +1,6 @@
 // Operators of domain `toolkit.cpu`: attention without a tensor of Sq x Skv.
 //
-//   Attention(query, key, value)             attributes q_num_heads, kv_num_heads, is_causal, scale
+//   Attention(query, key, value)     attributes q_num_heads, kv_num_heads, is_causal, scale, bfloat16
 //   AttentionMasked(query, key, value, mask, lengths)
 //   AttentionPacked(qkv)
 //   AttentionPackedMasked(qkv, mask, lengths)
@@ -11,6 +11,8 @@
 // `lengths`, int64 [2], is what the function in the graph expands the mask to; the kernel has no use for it.
 // Causal: query i sees key j <= i. A query that sees no key answers zeros. What NaN reaches becomes NaN; a key that the
 // boolean mask excludes reaches nothing where it is excluded for all queries of a head.
+// bfloat16 = 1: queries, keys, weights and values may be rounded to bfloat16 before they are multiplied, where the
+// processor has such products; sums, scores and the softmax stay float32.
 // Memory: a copy of one head's keys and values for each thread, nothing that grows with Sq x Skv.
 
 #include <algorithm>
@@ -209,7 +211,7 @@ Status create(const Op* op, Api api, const void* info, void** made) {
     kernel->key_heads = attribute(api, info, "kv_num_heads");
     kernel->causal = attribute(api, info, "is_causal") != 0;
     kernel->scale = float_attribute(api, info, "scale");
-    kernel->kernel = attention_kernel();
+    kernel->kernel = attention_kernel(attribute(api, info, "bfloat16") != 0);
     const bool apart = kernel->heads == 0 && kernel->key_heads == 0 && !kernel->packed;
     require(apart || (kernel->heads > 0 && kernel->key_heads > 0 && kernel->heads % kernel->key_heads == 0),
             "q_num_heads must be a multiple of kv_num_heads, or both 0 where heads stand apart");

@@ -44,6 +44,7 @@ struct AttentionKernel {
   Attend attend;
 };
 
-AttentionKernel attention_kernel();
+// The best for this processor; `rounded` allows products of bfloat16, summed in float.
+AttentionKernel attention_kernel(bool rounded);
 
 }  // namespace toolkit

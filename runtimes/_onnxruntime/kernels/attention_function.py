@@ -42,7 +42,9 @@ OPERATORS = {
 """The operators and the names of their inputs."""
 
 _INTEGERS = ("q_num_heads", "kv_num_heads", "is_causal")
-_ATTRIBUTES = {**dict.fromkeys(_INTEGERS, ir.AttributeType.INT), "scale": ir.AttributeType.FLOAT}
+_PASSED = {**dict.fromkeys(_INTEGERS, ir.AttributeType.INT), "scale": ir.AttributeType.FLOAT}
+_OF_KERNEL = {"bfloat16": ir.AttributeType.INT}
+"""What only the kernel heeds: 1 allows it products of bfloat16."""
 
 
 def attention_function(op_type: str, opset: int) -> ir.Function:
@@ -55,7 +57,7 @@ def attention_function(op_type: str, opset: int) -> ir.Function:
         rows = body.ops("Split", [inputs["qkv"]], attributes, 3)
     if "mask" in inputs:
         rows.append(body.op("Expand", [inputs["mask"], inputs["lengths"]]))
-    y = body.op("Attention", rows, [ir.RefAttr(name, name, kind) for name, kind in _ATTRIBUTES.items()])
+    y = body.op("Attention", rows, [ir.RefAttr(name, name, kind) for name, kind in _PASSED.items()])
     graph = ir.Graph(list(inputs.values()), [y], nodes=body.nodes, opset_imports={"": opset}, name=op_type)
-    declared = [ir.Attr(name, kind, None) for name, kind in _ATTRIBUTES.items()]
+    declared = [ir.Attr(name, kind, None) for name, kind in (_PASSED | _OF_KERNEL).items()]
     return ir.Function(DOMAIN, op_type, graph=graph, attributes=declared)

@@ -53,11 +53,27 @@ using Vector = Avx512Vector;
 #undef TILE
 #undef TILE_INLINE
 }  // namespace avx512
+
+#if defined(HAS_BFLOAT16_PATH)
+namespace bfloat16 {
+using Vector = Bfloat16Vector;
+#define TILE BFLOAT16 static
+#define TILE_INLINE BFLOAT16_INLINE static
+#include "attention_tiles.h"
+#undef TILE
+#undef TILE_INLINE
+}  // namespace bfloat16
+#endif
 #endif
 
 }  // namespace
 
-AttentionKernel attention_kernel() {
+AttentionKernel attention_kernel(bool rounded) {
+#if defined(HAS_BFLOAT16_PATH)
+  if (rounded && multiplies_bfloat16()) return {bfloat16::kMostQueries, bfloat16::attend};
+#else
+  (void)rounded;
+#endif
 #if defined(HAS_AVX2_PATH)
   const Instructions found = instructions();
   if (found == kAvx512Vnni) return {avx512::kMostQueries, avx512::attend};

@@ -10,23 +10,25 @@ using F = Vector::F;
 constexpr int64_t kLanes = Vector::lanes, kRows = Vector::rows;
 constexpr int kAcross = Vector::across;
 constexpr int64_t kMostQueries = kLanes * kAcross;
+constexpr int64_t kDepth = Vector::depth;  // numbers in one place of a vector that is multiplied
 
 // A thread's memory for one head and one block of its queries; lengths in floats.
 struct Room {
-  float* keys;      // [count][size], without the keys that nobody may attend
-  float* values;    // [count][width]
+  float* keys;      // [count][steps], without the keys that nobody may attend
+  float* values;    // [count / kDepth][width]
   float* bias;      // [count]
-  float* query;     // [size][across]
+  float* query;     // [steps][across]
   float* output;    // [width][across]
-  float* scores;    // [kKeyBlock][across]
+  float* scores;    // [kKeyBlock][across]; then weights, [kKeyBlock / kDepth][across]
   float* pairs;     // [kKeyBlock][across]
   float top[kMostQueries], sum[kMostQueries], fade[kMostQueries];
-  int64_t count = 0, width = 0;
+  int64_t count = 0, width = 0, steps = 0;
 
   explicit Room(const AttentionCall& c) {
     width = up(c.value_size, kRows);
+    steps = up(c.size, kDepth) / kDepth;
     const int64_t most = up(c.keys, kRows), tile = kKeyBlock * kMostQueries;
-    const int64_t parts[] = {most * c.size, most * width, most, c.size * kMostQueries, width * kMostQueries, tile, tile};
+    const int64_t parts[] = {most * steps, most * width, most, steps * kMostQueries, width * kMostQueries, tile, tile};
     float** const places[] = {&keys, &values, &bias, &query, &output, &scores, &pairs};
     int64_t whole = 0;
     for (int64_t part : parts) whole += up(part, 16);
@@ -38,33 +40,49 @@ struct Room {
   }
 };
 
-TILE_INLINE void copy(float* to, const float* from, int64_t size) {
-  std::memcpy(to, from, static_cast<size_t>(size) * sizeof(float));
+// A key as it is multiplied: [steps].
+TILE_INLINE void put_key(float* to, const float* from, int64_t size) {
+  for (int64_t d = 0; d < size; d += kLanes) {
+    const int64_t numbers = std::min(kLanes, size - d);
+    Vector::narrow(to + d / kDepth, Vector::some(from + d, numbers), numbers);
+  }
+}
+
+// The values of key n; the first of a pair goes in with zeros, and once more when the second comes.
+TILE_INLINE void put_value(Room& room, int64_t n, const float* from, const float* before, int64_t size) {
+  float* to = room.values + n / kDepth * room.width;
+  for (int64_t d = 0; d < room.width; d += kLanes) {
+    const int64_t numbers = std::clamp<int64_t>(size - d, 0, kLanes);
+    const F own = Vector::some(from + d, numbers);
+    const F both = n % kDepth == 0 ? Vector::pair(own, Vector::set(0.0f)) : Vector::pair(Vector::some(before + d, numbers), own);
+    Vector::some(to + d, both, std::min(kLanes, room.width - d));
+  }
 }
 
 // The head's keys and values side by side, followed by keys that nobody attends up to whole rows.
 TILE void gather(const AttentionCall& c, Room& room, int64_t b, int64_t h) {
-  const int64_t group = h / (c.heads / c.key_heads), size = c.size, width = room.width;
+  const int64_t group = h / (c.heads / c.key_heads), steps = room.steps, width = room.width;
   const bool by_key = c.masked_by_key(), drop = by_key && !c.causal;
+  const float* before = nullptr;
   int64_t n = 0;
   for (int64_t j = 0; j < c.keys; ++j) {
     const float bias = by_key ? bias_of(c.mask, c.mask.at(b, h, 0, j)) : 0.0f;
     if (drop && bias == -INFINITY) continue;
+    const float* value = c.value.at(b, group, j);
     room.bias[n] = bias;
-    copy(room.keys + n * size, c.key.at(b, group, j), size);
-    copy(room.values + n * width, c.value.at(b, group, j), c.value_size);
-    std::fill(room.values + n * width + c.value_size, room.values + (n + 1) * width, 0.0f);
+    put_key(room.keys + n * steps, c.key.at(b, group, j), c.size);
+    put_value(room, n, value, before, c.value_size);
+    before = value;
     ++n;
   }
   room.count = n;
-  for (; n % kRows != 0; ++n) {
-    room.bias[n] = -INFINITY;
-    std::fill_n(room.keys + n * size, size, 0.0f);
-    std::fill_n(room.values + n * width, width, 0.0f);
-  }
+  const int64_t whole = up(n, kRows), filled = up(n, kDepth) / kDepth;
+  std::fill(room.bias + n, room.bias + whole, -INFINITY);
+  std::fill(room.keys + n * steps, room.keys + whole * steps, 0.0f);
+  std::fill(room.values + filled * width, room.values + whole / kDepth * width, 0.0f);
 }
 
-// Queries [size][N lanes], times the scale.
+// Queries [steps][N lanes], times the scale.
 template <int N>
 TILE void turn_queries(const AttentionCall& c, Room& room, int64_t b, int64_t h, int64_t first, int64_t rows) {
   constexpr int64_t wide = N * kLanes;
@@ -78,8 +96,10 @@ TILE void turn_queries(const AttentionCall& c, Room& room, int64_t b, int64_t h,
         block[i] = row < rows ? Vector::some(c.query.at(b, h, first + row) + d, numbers) : Vector::set(0.0f);
       }
       Vector::transpose(block);
-      for (int64_t i = 0; i < numbers; ++i)
-        Vector::store(room.query + (d + i) * wide + v * kLanes, Vector::mul(block[i], scale));
+      for (int64_t i = 0; i < numbers; i += kDepth) {
+        const F value = Vector::pair(Vector::mul(block[i], scale), Vector::mul(block[i + kDepth - 1], scale));
+        Vector::store(room.query + (d + i) / kDepth * wide + v * kLanes, value);
+      }
     }
 }
 
@@ -115,20 +135,20 @@ TILE_INLINE F bias_at(const float* bias, int64_t r, int v) {
 // kRows keys against all queries of the block. A bias of 0 or minus infinity is where the sums start, which costs
 // nothing; a `Late` one, which may be large, is added to them when they are done, so that they keep their last bits.
 template <int N, bool Pairs, bool Late>
-TILE_INLINE void score_rows(const float* query, const float* keys, int64_t size, const float* bias, float* to) {
+TILE_INLINE void score_rows(const float* query, const float* keys, int64_t steps, const float* bias, float* to) {
   constexpr int64_t wide = N * kLanes;
   F sums[kRows][N];
 #pragma GCC unroll 8
   for (int64_t r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
     for (int v = 0; v < N; ++v) sums[r][v] = Late ? Vector::set(0.0f) : bias_at<N, Pairs>(bias, r, v);
-  for (int64_t d = 0; d < size; ++d, query += wide) {
+  for (int64_t d = 0; d < steps; ++d, query += wide) {
     F q[N];
 #pragma GCC unroll 4
     for (int v = 0; v < N; ++v) q[v] = Vector::load(query + v * kLanes);
 #pragma GCC unroll 8
     for (int64_t r = 0; r < kRows; ++r) {
-      const F k = Vector::set(keys[r * size + d]);
+      const F k = Vector::set(keys[r * steps + d]);
 #pragma GCC unroll 4
       for (int v = 0; v < N; ++v) sums[r][v] = Vector::fma(k, q[v], sums[r][v]);
     }
@@ -143,19 +163,19 @@ TILE_INLINE void score_rows(const float* query, const float* keys, int64_t size,
 }
 
 template <int N, bool Pairs, bool Late>
-TILE void score_keys(const AttentionCall& c, const Room& room, int64_t from, int64_t count) {
+TILE void score_keys(const Room& room, int64_t from, int64_t count) {
   constexpr int64_t wide = N * kLanes;
   for (int64_t j = 0; j < count; j += kRows) {
     const float* bias = Pairs ? room.pairs + j * wide : room.bias + from + j;
-    score_rows<N, Pairs, Late>(room.query, room.keys + (from + j) * c.size, c.size, bias, room.scores + j * wide);
+    score_rows<N, Pairs, Late>(room.query, room.keys + (from + j) * room.steps, room.steps, bias, room.scores + j * wide);
   }
 }
 
 template <int N>
 TILE void score(const AttentionCall& c, const Room& room, int64_t from, int64_t count) {
-  if (c.masked_by_pair()) score_keys<N, true, true>(c, room, from, count);
-  else if (c.mask.added) score_keys<N, false, true>(c, room, from, count);
-  else score_keys<N, false, false>(c, room, from, count);
+  if (c.masked_by_pair()) score_keys<N, true, true>(room, from, count);
+  else if (c.mask.added) score_keys<N, false, true>(room, from, count);
+  else score_keys<N, false, false>(room, from, count);
 }
 
 // Excludes keys after the query's own.
@@ -166,6 +186,11 @@ TILE void exclude_later(const Room& room, int64_t first, int64_t from, int64_t c
       float* place = room.scores + (j * N + v) * kLanes;
       Vector::store(place, Vector::from(Vector::load(place), first + v * kLanes, from + j));
     }
+}
+
+template <int N>
+TILE_INLINE F weight_at(const Room& room, int64_t j, int v, F top) {
+  return Vector::exp2(Vector::sub(Vector::load(room.scores + (j * N + v) * kLanes), top));
 }
 
 // Scores to weights relative to the running maximum; what was summed before fades by as much as that has risen.
@@ -182,13 +207,17 @@ TILE void soften(Room& room, int64_t count) {
     Vector::store(room.fade + v * kLanes, fade);
     Vector::store(room.top + v * kLanes, top[v]);
   }
-  for (int64_t j = 0; j < count; ++j)
+  for (int64_t j = 0; j < count; j += kDepth)
 #pragma GCC unroll 4
     for (int v = 0; v < N; ++v) {
-      float* place = room.scores + (j * N + v) * kLanes;
-      const F weight = Vector::exp2(Vector::sub(Vector::load(place), top[v]));
-      Vector::store(place, weight);
+      F weight = weight_at<N>(room, j, v, top[v]);
       sum[v] = Vector::add(sum[v], weight);
+      if constexpr (kDepth == 2) {
+        const F after = weight_at<N>(room, j + 1, v, top[v]);
+        sum[v] = Vector::add(sum[v], after);
+        weight = Vector::pair(weight, after);
+      }
+      Vector::store(room.scores + (j / kDepth * N + v) * kLanes, weight);
     }
   for (int v = 0; v < N; ++v) Vector::store(room.sum + v * kLanes, sum[v]);
 }
@@ -206,7 +235,7 @@ TILE_INLINE void weigh_rows(const Room& room, const float* values, int64_t count
       sums[r][v] = anew ? Vector::set(0.0f) : Vector::mul(fade, Vector::load(output + r * wide + v * kLanes));
     }
   const float* weights = room.scores;
-  for (int64_t j = 0; j < count; ++j, weights += wide, values += room.width) {
+  for (int64_t j = 0; j < count; j += kDepth, weights += wide, values += room.width) {
     F w[N];
 #pragma GCC unroll 4
     for (int v = 0; v < N; ++v) w[v] = Vector::load(weights + v * kLanes);
@@ -226,7 +255,7 @@ TILE_INLINE void weigh_rows(const Room& room, const float* values, int64_t count
 template <int N>
 TILE void weigh(const Room& room, int64_t from, int64_t count, bool anew) {
   for (int64_t d = 0; d < room.width; d += kRows)
-    weigh_rows<N>(room, room.values + from * room.width + d, count, room.output + d * N * kLanes, anew);
+    weigh_rows<N>(room, room.values + from / kDepth * room.width + d, count, room.output + d * N * kLanes, anew);
 }
 
 // Output rows; a query without any key answers zeros, whatever the values are.

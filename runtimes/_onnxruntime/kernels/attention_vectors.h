@@ -1,7 +1,10 @@
 // Vectors of floats for each set of instructions, behind the same names.
 //
 // `exp2` of anything below -160 is 0 and of NaN is NaN; its relative error is below 3e-7. `larger` answers its second
-// argument where either is NaN. `some` reads or writes the first `count` numbers; what it does not read is 0.
+// argument where either is NaN. Where `depth` is 2, what is multiplied are pairs of bfloat16 in the place of floats, and
+// `fma` adds the products of both: `pair` makes them of two vectors, `narrow` of numbers side by side. Where it is 1,
+// `pair` answers the first of the two and `narrow` stores as `some` does. `some` reads or writes the first `count`
+// numbers; what it does not read is 0.
 
 #pragma once
 
@@ -19,7 +22,7 @@ constexpr float kExp2[6] = {0.99999994f, 0.69315308f, 0.24015361f, 0.055826318f,
 constexpr float kNothing = -160.0f;  // 2 to this power is no float
 
 struct PortableVector {
-  static constexpr int64_t lanes = 4, rows = 4, across = 2;
+  static constexpr int64_t lanes = 4, rows = 4, across = 2, depth = 1;
   typedef float F __attribute__((vector_size(16)));
 
   static F load(const float* from) {
@@ -37,6 +40,8 @@ struct PortableVector {
     std::memcpy(to, &value, sizeof(float) * static_cast<size_t>(count));
   }
   static F set(float number) { return F{number, number, number, number}; }
+  static F pair(F low, F) { return low; }
+  static void narrow(float* to, F value, int64_t count) { some(to, value, count); }
   static F add(F a, F b) { return a + b; }
   static F sub(F a, F b) { return a - b; }
   static F mul(F a, F b) { return a * b; }
@@ -73,7 +78,7 @@ struct PortableVector {
 #if defined(HAS_AVX2_PATH)
 
 struct Avx2Vector {
-  static constexpr int64_t lanes = 8, rows = 4, across = 3;
+  static constexpr int64_t lanes = 8, rows = 4, across = 3, depth = 1;
   using F = __m256;
 
   static AVX2_INLINE F load(const float* from) { return _mm256_loadu_ps(from); }
@@ -85,6 +90,8 @@ struct Avx2Vector {
   static AVX2_INLINE F some(const float* from, int64_t count) { return _mm256_maskload_ps(from, first(count)); }
   static AVX2_INLINE void some(float* to, F value, int64_t count) { _mm256_maskstore_ps(to, first(count), value); }
   static AVX2_INLINE F set(float number) { return _mm256_set1_ps(number); }
+  static AVX2_INLINE F pair(F low, F) { return low; }
+  static AVX2_INLINE void narrow(float* to, F value, int64_t count) { some(to, value, count); }
   static AVX2_INLINE F add(F a, F b) { return _mm256_add_ps(a, b); }
   static AVX2_INLINE F sub(F a, F b) { return _mm256_sub_ps(a, b); }
   static AVX2_INLINE F mul(F a, F b) { return _mm256_mul_ps(a, b); }
@@ -134,7 +141,7 @@ struct Avx2Vector {
 };
 
 struct Avx512Vector {
-  static constexpr int64_t lanes = 16, rows = 8, across = 3;
+  static constexpr int64_t lanes = 16, rows = 8, across = 3, depth = 1;
   using F = __m512;
 
   static AVX512_INLINE F load(const float* from) { return _mm512_loadu_ps(from); }
@@ -143,6 +150,8 @@ struct Avx512Vector {
   static AVX512_INLINE F some(const float* from, int64_t count) { return _mm512_maskz_loadu_ps(first(count), from); }
   static AVX512_INLINE void some(float* to, F value, int64_t count) { _mm512_mask_storeu_ps(to, first(count), value); }
   static AVX512_INLINE F set(float number) { return _mm512_set1_ps(number); }
+  static AVX512_INLINE F pair(F low, F) { return low; }
+  static AVX512_INLINE void narrow(float* to, F value, int64_t count) { some(to, value, count); }
   static AVX512_INLINE F add(F a, F b) { return _mm512_add_ps(a, b); }
   static AVX512_INLINE F sub(F a, F b) { return _mm512_sub_ps(a, b); }
   static AVX512_INLINE F mul(F a, F b) { return _mm512_mul_ps(a, b); }
@@ -187,6 +196,26 @@ struct Avx512Vector {
     }
   }
 };
+
+#if defined(HAS_BFLOAT16_PATH)
+
+struct Bfloat16Vector : Avx512Vector {
+  static constexpr int64_t depth = 2;
+
+  static BFLOAT16_INLINE F fma(F a, F b, F c) { return _mm512_dpbf16_ps(c, (__m512bh)a, (__m512bh)b); }
+  static BFLOAT16_INLINE __m512i halves(F value) {
+    return _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(value));
+  }
+  static BFLOAT16_INLINE F pair(F low, F high) {
+    return _mm512_castsi512_ps(_mm512_or_si512(halves(low), _mm512_slli_epi32(halves(high), 16)));
+  }
+  static BFLOAT16_INLINE void narrow(float* to, F value, int64_t count) {
+    const __m256i numbers = (__m256i)_mm512_cvtneps_pbh(value);
+    _mm256_mask_storeu_epi32(to, static_cast<__mmask8>((1u << (count + 1) / 2) - 1u), numbers);
+  }
+};
+
+#endif
 
 #endif
 

@@ -19,6 +19,7 @@ from runtimes._onnxruntime.kernels.attention_function import (
     ATTENTION_PACKED_MASKED,
     attention_function,
 )
+from runtimes._onnxruntime.saturation import quantizes_activations
 from toolkit.types import Step
 
 __all__ = ["use_own_attention"]
@@ -33,11 +34,13 @@ _KNOWN = frozenset({"q_num_heads", "kv_num_heads", "is_causal", "scale"})
 def use_own_attention(model: ir.Model, emit: Emitter) -> list[Step]:
     """Replace every float32 `Attention` without cache and softcap, and attach the functions that are then called.
 
-    Runs after attention was lowered. Query, key and value that one Split cut from one tensor are read from that.
+    Runs after attention was lowered and before integer products are. Where activations are quantized, products of
+    bfloat16 are allowed. Query, key and value that one Split cut from one tensor are read from that.
     """
     found = [node for node in model.graph if _fits(node)]
     whole = sum(_expanded(node) is not None for node in found)
-    counts = Counter(_replace(emit, node) for node in found)
+    rounded = quantizes_activations({(node.domain, node.op_type) for node in model.graph})
+    counts = Counter(_replace(emit, node, rounded) for node in found)
     for op_type in counts:
         function = attention_function(op_type, model.opset_imports.get("", 0))
         model.functions[function.identifier()] = function
@@ -45,6 +48,7 @@ def use_own_attention(model: ir.Model, emit: Emitter) -> list[Step]:
     packed = counts[ATTENTION_PACKED] + counts[ATTENTION_PACKED_MASKED]
     steps = [
         Step("lower", f"Attention -> {DOMAIN}::{ATTENTION}", len(found), "own kernel, memory linear in the length"),
+        Step("lower", "attention may round to bfloat16", len(found) if rounded else 0, "activations are int8 anyway"),
         Step("lower", "attention reads packed query, key and value", packed, "no Split before the own kernel"),
         Step("lower", "attention masks not expanded after all", whole, "the own kernel broadcasts over queries"),
     ]
@@ -65,7 +69,7 @@ def _fits(node: ir.Node) -> bool:
     return neutral and set(node.attributes) <= _KNOWN | {"softcap"}
 
 
-def _replace(emit: Emitter, node: ir.Node) -> str:
+def _replace(emit: Emitter, node: ir.Node, rounded: bool) -> str:
     """The name of the operator that took the node's place."""
     packed = _packed(node)
     rows = [packed] if packed is not None else list(node.inputs[:_TENSORS])
@@ -77,6 +81,7 @@ def _replace(emit: Emitter, node: ir.Node) -> str:
     attributes = {
         **{name: node.attributes.get_int(name, 0) for name in ("q_num_heads", "kv_num_heads", "is_causal")},
         "scale": node.attributes.get_float("scale"),
+        "bfloat16": int(rounded),
     }
     old = node.outputs[0]
     made = emit.before(node, op_type, rows, attributes, domain=DOMAIN, like=old)
