@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime as ort
 import pytest
 from onnx_ir.passes.common import RemoveUnusedNodesPass
+from ort_graphs import opened
 
 from runtimes._onnxruntime.emit import Emitter
 from runtimes._onnxruntime.kernels import DOMAIN, build
@@ -105,14 +105,6 @@ def model_of(op_type, domain, feeds, attributes, functions=()):
     opsets = {"": 23, **({domain: 1} if domain else {})}
     graph = ir.Graph(values, node.outputs, nodes=[node], opset_imports=opsets, name="tiny")
     return ir.Model(graph, ir_version=10, functions=list(functions))
-
-
-def opened(model, library=None, threads=1):
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = threads, 4
-    if library is not None:
-        options.register_custom_ops_library(str(library))
-    return ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def own(case, library=None, *, packed=False, threads=1, feeds=None, **attributes):
@@ -355,7 +347,8 @@ _LONG = """
 import sys
 from pathlib import Path
 import numpy as np
-from test_own_attention import Case, model_of, opened
+from ort_graphs import opened
+from test_own_attention import Case, model_of
 from runtimes._onnxruntime.kernels import DOMAIN
 
 def resident(name):
