@@ -249,6 +249,19 @@ def test_products_of_bfloat16(kernels, shape, causal):
     assert np.isnan(own(case, kernels, bfloat16=1)[0, :, 3]).all()
 
 
+def test_what_all_keys_share_costs_bfloat16_no_bits(kernels):
+    """The middle of the keys is taken off before they are rounded; a key that is not finite leaves none to take."""
+    case = Case(queries=60, keys=200, size=64, value_size=64, causal=1)
+    plain = own(case, kernels, bfloat16=1) - case.wanted()
+    case.rows["key"] += np.random.default_rng(5).standard_normal(128).astype(np.float32) * 30
+    moved = own(case, kernels, bfloat16=1) - case.wanted()
+    assert np.abs(moved).max() < 2 * np.abs(plain).max() + 1e-4
+    case.rows["key"][0, 59] = np.nan
+    answer = own(case, kernels, bfloat16=1)
+    assert np.isfinite(answer[0, :59]).all()
+    assert np.isnan(answer[0, 59]).all()
+
+
 def test_a_key_that_the_mask_excludes_for_all_reaches_nothing(kernels):
     case = Case(queries=20, keys=60, mask=(np.arange(60) < 45)[None])
     clean = own(case, kernels)

@@ -17,6 +17,7 @@ struct Room {
   float* keys;      // [count][steps], without the keys that nobody may attend
   float* values;    // [count / kDepth][width]
   float* bias;      // [count]
+  float* middle;    // [size]
   float* query;     // [steps][across]
   float* output;    // [width][across]
   float* scores;    // [kKeyBlock][across]; then weights, [kKeyBlock / kDepth][across]
@@ -28,23 +29,43 @@ struct Room {
     width = up(c.value_size, kRows);
     steps = up(c.size, kDepth) / kDepth;
     const int64_t most = up(c.keys, kRows), tile = kKeyBlock * kMostQueries;
-    const int64_t parts[] = {most * steps, most * width, most, steps * kMostQueries, width * kMostQueries, tile, tile};
-    float** const places[] = {&keys, &values, &bias, &query, &output, &scores, &pairs};
+    const int64_t parts[] = {most * steps, most * width, most, c.size, steps * kMostQueries, width * kMostQueries, tile, tile};
+    float** const places[] = {&keys, &values, &bias, &middle, &query, &output, &scores, &pairs};
     int64_t whole = 0;
     for (int64_t part : parts) whole += up(part, 16);
     float* next = reinterpret_cast<float*>(scratch(static_cast<size_t>(whole) * sizeof(float)));
-    for (int i = 0; i < 7; ++i) {
+    for (int i = 0; i < 8; ++i) {
       *places[i] = next;
       next += up(parts[i], 16);
     }
   }
 };
 
-// A key as it is multiplied: [steps].
-TILE_INLINE void put_key(float* to, const float* from, int64_t size) {
+// A key as it is multiplied: [steps]. Less the middle of all keys it is smaller, and loses less where it is rounded.
+TILE_INLINE void put_key(float* to, const float* from, const float* middle, int64_t size) {
   for (int64_t d = 0; d < size; d += kLanes) {
     const int64_t numbers = std::min(kLanes, size - d);
-    Vector::narrow(to + d / kDepth, Vector::some(from + d, numbers), numbers);
+    F key = Vector::some(from + d, numbers);
+    if constexpr (kDepth > 1) key = Vector::sub(key, Vector::some(middle + d, numbers));
+    Vector::narrow(to + d / kDepth, key, numbers);
+  }
+}
+
+// The mean of the head's keys, which no softmax notices: it adds the same to all scores of a query. Zeros where it is
+// not finite, since one key must not reach the queries that do not see it.
+TILE void find_middle(const AttentionCall& c, Room& room, int64_t b, int64_t group) {
+  std::fill(room.middle, room.middle + c.size, 0.0f);
+  for (int64_t j = 0; j < c.keys; ++j) {
+    const float* key = c.key.at(b, group, j);
+    for (int64_t d = 0; d < c.size; d += kLanes) {
+      const int64_t numbers = std::min(kLanes, c.size - d);
+      Vector::some(room.middle + d, Vector::add(Vector::some(room.middle + d, numbers), Vector::some(key + d, numbers)),
+                   numbers);
+    }
+  }
+  for (int64_t d = 0; d < c.size; ++d) {
+    const float mean = room.middle[d] / static_cast<float>(c.keys);
+    room.middle[d] = std::isfinite(mean) ? mean : 0.0f;
   }
 }
 
@@ -64,13 +85,14 @@ TILE void gather(const AttentionCall& c, Room& room, int64_t b, int64_t h) {
   const int64_t group = h / (c.heads / c.key_heads), steps = room.steps, width = room.width;
   const bool by_key = c.masked_by_key(), drop = by_key && !c.causal;
   const float* before = nullptr;
+  if constexpr (kDepth > 1) find_middle(c, room, b, group);
   int64_t n = 0;
   for (int64_t j = 0; j < c.keys; ++j) {
     const float bias = by_key ? bias_of(c.mask, c.mask.at(b, h, 0, j)) : 0.0f;
     if (drop && bias == -INFINITY) continue;
     const float* value = c.value.at(b, group, j);
     room.bias[n] = bias;
-    put_key(room.keys + n * steps, c.key.at(b, group, j), c.size);
+    put_key(room.keys + n * steps, c.key.at(b, group, j), room.middle, c.size);
     put_value(room, n, value, before, c.value_size);
     before = value;
     ++n;
