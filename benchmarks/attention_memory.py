@@ -66,7 +66,7 @@ session.run(feeds(8))
 batch = feeds(int(sys.argv[2]))
 Path("/proc/self/clear_refs").write_text("5")
 before, times = resident("VmRSS"), []
-for _ in range(3):
+while len(times) < 5 and sum(times) < 5:
     start = time.perf_counter()
     session.run(batch)
     times.append(time.perf_counter() - start)

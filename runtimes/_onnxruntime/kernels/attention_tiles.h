@@ -54,14 +54,11 @@ TILE_INLINE void put_key(float* to, const float* from, const float* middle, int6
 // The mean of the head's keys, which no softmax notices: it adds the same to all scores of a query. Zeros where it is
 // not finite, since one key must not reach the queries that do not see it.
 TILE void find_middle(const AttentionCall& c, Room& room, int64_t b, int64_t group) {
-  std::fill(room.middle, room.middle + c.size, 0.0f);
-  for (int64_t j = 0; j < c.keys; ++j) {
-    const float* key = c.key.at(b, group, j);
-    for (int64_t d = 0; d < c.size; d += kLanes) {
-      const int64_t numbers = std::min(kLanes, c.size - d);
-      Vector::some(room.middle + d, Vector::add(Vector::some(room.middle + d, numbers), Vector::some(key + d, numbers)),
-                   numbers);
-    }
+  for (int64_t d = 0; d < c.size; d += kLanes) {
+    const int64_t numbers = std::min(kLanes, c.size - d);
+    F sum = Vector::set(0.0f);
+    for (int64_t j = 0; j < c.keys; ++j) sum = Vector::add(sum, Vector::some(c.key.at(b, group, j) + d, numbers));
+    Vector::some(room.middle + d, sum, numbers);
   }
   for (int64_t d = 0; d < c.size; ++d) {
     const float mean = room.middle[d] / static_cast<float>(c.keys);
