@@ -6,7 +6,8 @@ A BERT as wide as bert-base (12 heads of 64) with random weights and 8192 positi
 padding. It has few layers: what a layer needs is free again when the next begins, so the peak does not grow with them,
 and time is shown by layer. Each run is a process of its own; what counts is its resident peak while it runs, less what
 was resident after a run on 8 tokens. `decomposed` is the canonical graph, whose attention ONNX Runtime takes apart into
-MatMul and Softmax; `stock` the lowered graph without the own kernels. A Markdown table. Linux only (`/proc/self`).
+MatMul and Softmax; `stock` the lowered graph without the own kernels. A Markdown table; a form that the
+system kills for want of memory has a row that says so. Linux only (`/proc/self`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -93,16 +95,23 @@ def main() -> None:
 
 
 def _row(length: int, form: str, path: str, switch: str, given: argparse.Namespace) -> None:
-    answer = json.loads(_python(_RUN, path, str(length), str(given.threads), switch=switch)[-1])
+    lines = _python(_RUN, path, str(length), str(given.threads), switch=switch)
+    if not lines:
+        print(f"| {length} | {form} | killed: it does not fit | |", flush=True)
+        return
+    answer = json.loads(lines[-1])
     name = f"{form} ({answer['on']})" if length == given.lengths[0] else form
     spent = answer["seconds"] * 1e3 / given.layers
     print(f"| {length} | {name} | {answer['peak'] / 1e6:.0f} | {spent:.0f} |", flush=True)
 
 
 def _python(script: str, *arguments: str, switch: str = "") -> list[str]:
+    """The lines that the script printed; none where the system killed it."""
     environment = {**os.environ, SWITCH: switch}
     command = [sys.executable, "-c", script, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode == -signal.SIGKILL:
+        return []
     if done.returncode:
         sys.exit(done.stderr[-2000:])
     return done.stdout.strip().splitlines()
