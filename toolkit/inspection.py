@@ -21,6 +21,7 @@ _ATTENTION = {
     ("toolkit", "FusedAttention"),
     ("", "Attention"),
     *((_MICROSOFT, name) for name in ("Attention", "MultiHeadAttention", "GroupQueryAttention", "PagedAttention")),
+    *(("toolkit.cpu", f"Attention{form}") for form in ("", "Masked", "Packed", "PackedMasked")),
 }
 _INTEGER_LINEARS = {
     "ConvInteger",

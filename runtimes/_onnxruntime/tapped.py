@@ -27,7 +27,7 @@ __all__ = ["Optimised", "TapSession", "TappedGraph", "Typed"]
 
 _WEIGHTS_FILE = "session.optimized_model_external_initializers_file_name"
 _WEIGHTS_FROM = "session.optimized_model_external_initializers_min_size_in_bytes"
-_BLOCKS = ("com.microsoft", "MatMulNBits")
+_BLOCKS = {("com.microsoft", "MatMulNBits"), (DOMAIN, "BlockLinear"), (DOMAIN, "BlockLinearOffset")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ class TappedGraph:
         called = frozenset((node.domain, node.op_type) for node in self.proto.graph.node)
         self._held = replace(self._held, operators=called)
         self._told = source.told
-        self._blocks = any(domain == DOMAIN or (domain, name) == _BLOCKS for domain, name in self._held.operators)
+        self._blocks = not _BLOCKS.isdisjoint(self._held.operators)
 
     @property
     def weight_bytes(self) -> int:

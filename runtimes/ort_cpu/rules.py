@@ -16,6 +16,7 @@ from runtimes._onnxruntime.rules.cached_attention import lower_cached_attention
 from runtimes._onnxruntime.rules.int8_conv import fold_int8_conv_weights
 from runtimes._onnxruntime.rules.int8_linear import lower_int8_linears
 from runtimes._onnxruntime.rules.merge_linears import merge_linears
+from runtimes._onnxruntime.rules.own_attention import use_own_attention
 from runtimes._onnxruntime.rules.own_int8_linear import use_int8_linear
 from runtimes._onnxruntime.rules.own_linear import use_block_linear
 from toolkit.types import ModelSpec, Step
@@ -24,6 +25,7 @@ __all__ = ["rules_for"]
 
 _ALWAYS: tuple[Rule, ...] = (
     lower_attention,
+    use_own_attention,
     lower_block_linears,
     use_block_linear,
     lower_int8_linears,

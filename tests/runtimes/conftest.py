@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tiny_decoders import MakeTiny, TinyDecoder
 
 
@@ -28,7 +30,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> MakeTiny:
 
 @pytest.fixture(scope="session")
 def kernels() -> Path:
-    """The library, compiled once; it is the same file for the fast and for the plain form."""
+    """The library, compiled once; it is the same file for the fast and for the plain forms."""
     from runtimes._onnxruntime.kernels import build
 
     with pytest.MonkeyPatch.context() as patch:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime as ort
 
 from exporters.fused_attention.function import attach_function
 from toolkit.hashing import data_path, graph_sha256
@@ -24,6 +25,15 @@ def spec_of(model: ir.Model) -> ModelSpec:
     names = {dim for tensor in inputs for dim in tensor.shape if isinstance(dim, str)}
     dims = {name: Dim(1, 2, 4) for name in names}
     return ModelSpec("tiny", "tiny", "module", "raw", "m:f", "Tiny", inputs, (), dims)
+
+
+def opened(model: ir.Model, library: Path | None = None, threads: int = 1) -> ort.InferenceSession:
+    """The model on the CPU, its own operators from `library` or else from the functions in it."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = threads, 4
+    if library is not None:
+        options.register_custom_ops_library(str(library))
+    return ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def written(model: ir.Model, folder: Path, scheme: str = "fp32") -> QuantizedGraph:

@@ -12,6 +12,8 @@ from ort_graphs import Case, written
 from exporters.fused_attention.function import attach_function
 from runtimes import portable_session
 from runtimes._onnxruntime.emit import Emitter
+from runtimes._onnxruntime.kernels import DOMAIN
+from runtimes._onnxruntime.kernels.attention_function import ATTENTION_MASKED
 from runtimes._onnxruntime.rules.attention import lower_attention
 from runtimes.ort_cpu import RUNTIME
 from runtimes.ort_cuda import RUNTIME as CUDA_RUNTIME
@@ -34,6 +36,11 @@ def compare(case: Case, folder, tolerance: float = 1e-5):
 
 def operators(path) -> list[tuple[str, str]]:
     return [(node.domain, node.op_type) for node in ir.load(path).graph]
+
+
+def attentions(path) -> list[str]:
+    """The attention operators, own or standard."""
+    return [kind for domain, kind in operators(path) if domain in {"", DOMAIN} and kind.startswith("Attention")]
 
 
 @pytest.mark.parametrize("flat", [True, False], ids=["flat", "heads"])
@@ -64,7 +71,9 @@ def operators(path) -> list[tuple[str, str]]:
 )
 def test_each_feature_equals_the_function_body(feature, flat, tmp_path):
     lowered = compare(Case(flat=flat, **feature), tmp_path)
-    assert ("", "Attention") in operators(lowered.path)
+    (kind,) = attentions(lowered.path)
+    masked = {"mask", "left", "right", "alibi"} & {name for name, each in feature.items() if each != "none"}
+    assert kind == ("AttentionMasked" if masked and "softcap" not in feature else "Attention")
 
 
 @settings(max_examples=40, deadline=None)
@@ -91,17 +100,22 @@ def test_head_split_disappears_and_outputs_keep_their_names(tmp_path):
     assert ("", "Reshape") not in kinds
     model = ir.load(lowered.path)
     assert [value.name for value in model.graph.outputs] == ["y0"]
-    assert not model.functions
+    assert [name for _, name, _ in model.functions] == [ATTENTION_MASKED]
     assert "toolkit" not in model.opset_imports
 
 
 def test_layers_with_the_same_mask_share_one(tmp_path):
     lowered = compare(Case(mask="padding", layers=3), tmp_path)
     kinds = operators(lowered.path)
-    assert kinds.count(("", "Expand")) == 1
-    assert kinds.count(("", "Attention")) == 3
+    assert kinds.count(("", "Expand")) == 0
+    assert kinds.count((DOMAIN, ATTENTION_MASKED)) == 3
     counts = {step.what: step.count for step in lowered.steps}
-    assert counts == {"FusedAttention -> Attention [B, S, H*D]": 3, "attention masks expanded": 1}
+    assert counts == {
+        "FusedAttention -> Attention [B, S, H*D]": 3,
+        "attention masks expanded": 1,
+        "Attention -> toolkit.cpu::Attention": 3,
+        "attention masks not expanded after all": 3,
+    }
 
 
 def test_heads_kept_apart_are_said_so(tmp_path):
@@ -109,6 +123,7 @@ def test_heads_kept_apart_are_said_so(tmp_path):
     assert {step.what: step.count for step in lowered.steps} == {
         "FusedAttention -> Attention [B, H, S, D]": 1,
         "attention masks composed": 1,
+        "Attention -> toolkit.cpu::Attention": 1,
     }
 
 
@@ -156,7 +171,7 @@ def test_the_module_path_stays_on_the_new_nodes(tmp_path):
     node = next(node for node in model.graph if node.op_type == "FusedAttention")
     node.metadata_props["pkg.torch.onnx.name_scopes"] = "['', 'layer.0.attention']"
     lowered = RUNTIME.lower(written(model, tmp_path), tmp_path / "lowered")
-    attention = next(node for node in ir.load(lowered.path).graph if node.op_type == "Attention")
+    attention = next(node for node in ir.load(lowered.path).graph if node.op_type == ATTENTION_MASKED)
     assert attention.metadata_props["pkg.torch.onnx.name_scopes"] == "['', 'layer.0.attention']"
 
 

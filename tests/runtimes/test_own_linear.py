@@ -12,6 +12,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from onnx_ir.passes.common import RemoveUnusedNodesPass
+from ort_graphs import opened
 
 from quantize.block_nodes import Offsets
 from runtimes._onnxruntime.emit import Emitter
@@ -81,14 +82,6 @@ def own_model(weight, op_type=LINEAR, lead=("batch", "sequence")):
     x, constants = value("x", [*lead, weight.k]), weight.constants(op_type)
     node = named(ir.node(op_type, [x, *constants], weight.attributes, domain=DOMAIN), [*lead, weight.n])
     return model_of([node], x, constants, [linear_function(op_type, 23)])
-
-
-def opened(model, library=None, threads=1):
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = threads, 4
-    if library is not None:
-        options.register_custom_ops_library(str(library))
-    return ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def run(model, x, library=None, threads=1):

@@ -72,7 +72,7 @@ def test_a_recipe_and_its_bundle_are_one_subject(project):
     record = read_baseline(Path("drift-baseline.json")).subjects[INT8]
     assert list(record.stages) == ["export", "quantize", "engine"]
     assert record.stages["engine"].outputs["logits"]["sqnr_db"] > 40
-    assert record.artefact.operators.attention == {"ai.onnx::Attention": 4}
+    assert record.artefact.operators.attention == {"toolkit.cpu::AttentionMasked": 4}
     assert sum(record.artefact.operators.quantized.values()) == 25
     checked = answer(BUNDLE, "--baseline", "drift-baseline.json", code=0)
     assert checked["subjects"][0]["stages"] == checked["subjects"][0]["baseline"]["stages"]

@@ -22,12 +22,15 @@ Arrays = Mapping[str, Array]
 """Tensors of a graph by name, of one run."""
 
 _MICROSOFT = "com.microsoft"
+_KERNELS = "toolkit.cpu"
+_OWN = frozenset((_KERNELS, f"Attention{form}") for form in ("", "Masked", "Packed", "PackedMasked"))
 _NAMED = frozenset(
     {
         ("", "Attention"),
         *((_MICROSOFT, name) for name in ("Attention", "GroupQueryAttention", "MultiHeadAttention")),
         *((_MICROSOFT, name) for name in ("DecoderMaskedMultiHeadAttention", "PackedAttention", "PagedAttention")),
         *((_MICROSOFT, name) for name in ("PackedMultiHeadAttention", "QAttention", "SparseAttention")),
+        *_OWN,
     }
 )
 _UNREAD_GROUPED = (9, 11, 12, 13, 14, 15)
@@ -78,7 +81,7 @@ def _reader(node: ir.Node) -> Callable[[ir.Node], _Read]:
         return _fused
     if _is_product(node):
         return _products
-    readers = {("", "Attention"): _standard, (_MICROSOFT, "GroupQueryAttention"): _grouped}
+    readers = {("", "Attention"): _standard, (_MICROSOFT, "GroupQueryAttention"): _grouped, **dict.fromkeys(_OWN, _own)}
     if (node.domain, node.op_type) not in readers:
         raise _Unread("no rule of this toolkit writes it, so it is not read")
     return readers[node.domain, node.op_type]
@@ -147,6 +150,27 @@ def _standard(node: ir.Node) -> _Read:
         )
 
     return (query, key, mask, past, lengths), call
+
+
+def _own(node: ir.Node) -> _Read:
+    """The toolkit's own operator: the standard one without a past, or with query, key and value in one tensor."""
+    packed, masked = "Packed" in node.op_type, node.op_type.endswith("Masked")
+    query, key = _input(node, 0), None if packed else _input(node, 1)
+    mask = _input(node, 1 if packed else 3) if masked else None
+    attributes = node.attributes
+    heads = (attributes.get_int("q_num_heads", 0), attributes.get_int("kv_num_heads", 0))
+    scale, is_causal = attributes.get_float("scale", 1.0), bool(attributes.get_int("is_causal", 0))
+
+    def call(arrays: Arrays) -> AttentionCall:
+        rows, keys = _of(arrays, query), _of(arrays, key)
+        if packed:
+            size = rows.shape[2] // (heads[0] + 2 * heads[1])
+            rows, keys = np.split(rows, [heads[0] * size, (heads[0] + heads[1]) * size], axis=2)[:2]
+        rows, keys = _split(rows, heads[0]), _split(keys, heads[1])
+        starts, right = _starts(rows, None), 0 if is_causal else -1
+        return AttentionCall(rows, keys, starts, scale, _of(arrays, mask), right=right)
+
+    return (query, key, mask), call
 
 
 def _grouped(node: ir.Node) -> _Read:

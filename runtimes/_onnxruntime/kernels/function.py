@@ -52,13 +52,21 @@ def _block_sums(body: Body, x: ir.Value, rank: int | None) -> ir.Value:
 
 
 class Body:
-    """Collects the nodes of a function in their order."""
+    """The nodes of a function's body, in the order in which they were made."""
 
     def __init__(self) -> None:
         self.nodes: list[ir.Node] = []
 
     def op(self, op_type: str, inputs: Sequence[ir.Value | None], attributes: Any = (), domain: str = "") -> ir.Value:
-        node = ir.Node(domain, op_type, inputs, attributes, num_outputs=1)
-        node.outputs[0].name = f"{op_type}_{len(self.nodes)}"
+        """Add a node with one output; answers that."""
+        return self.ops(op_type, inputs, attributes, 1, domain)[0]
+
+    def ops(
+        self, op_type: str, inputs: Sequence[ir.Value | None], attributes: Any, outputs: int, domain: str = ""
+    ) -> list[ir.Value]:
+        """Add a node with so many outputs; answers them."""
+        node = ir.Node(domain, op_type, inputs, attributes, num_outputs=outputs)
+        for index, value in enumerate(node.outputs):
+            value.name = f"{op_type}_{len(self.nodes)}" + (f"_{index}" if index else "")
         self.nodes.append(node)
-        return node.outputs[0]
+        return list(node.outputs)

@@ -14,6 +14,7 @@ struct Base {
 void* new_domain(Api api, bool int8) {
   void* created = nullptr;
   call(api, kCreateDomain, "toolkit.cpu", &created);
+  for (const Op* op : attention_operators()) call(api, kDomainAdd, created, op);
   for (const Op* op : block_linear_operators()) call(api, kDomainAdd, created, op);
   if (!int8) return created;
   for (const Op* op : int8_linear_operators()) call(api, kDomainAdd, created, op);

@@ -8,6 +8,7 @@
 
 namespace toolkit {
 
+std::vector<const Op*> attention_operators();
 std::vector<const Op*> block_linear_operators();
 std::vector<const Op*> int8_linear_operators();
 

@@ -30,6 +30,7 @@ enum Slot {
   kDimensions = 62,
   kElementCount = 64,
   kTypeAndShape = 65,
+  kFloatAttribute = 85,
   kAttribute = 86,
   kInput = 90,
   kOutput = 91,
@@ -40,7 +41,7 @@ enum Slot {
 };
 constexpr uint32_t kInterface = 17;   // the first with kParallelFor
 constexpr uint32_t kOpLayout = 16;    // OrtCustomOp as far as `last` below
-constexpr int kFail = 1, kFloat = 1, kUint8 = 2;
+constexpr int kFail = 1, kAnyType = 0, kFloat = 1, kUint8 = 2, kInt64 = 7, kBool = 9;
 
 struct Failed {
   Status status;
@@ -110,6 +111,12 @@ inline void* data_of(Api api, const void* tensor) {
 inline int64_t attribute(Api api, const void* info, const char* name) {
   int64_t value = 0;
   call(api, kAttribute, info, name, &value);
+  return value;
+}
+
+inline float float_attribute(Api api, const void* info, const char* name) {
+  float value = 0.0f;
+  call(api, kFloatAttribute, info, name, &value);
   return value;
 }
 

@@ -15,6 +15,12 @@
 #define AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")))
 #define AVX512_INLINE \
   __attribute__((always_inline, target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c"))) inline
+#if (defined(__clang__) && __clang_major__ >= 9) || (!defined(__clang__) && __GNUC__ >= 10)
+#define HAS_BFLOAT16_PATH 1
+#define BFLOAT16 __attribute__((target("avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")))
+#define BFLOAT16_INLINE \
+  __attribute__((always_inline, target("avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c"))) inline
+#endif
 #endif
 
 namespace toolkit {
@@ -44,6 +50,17 @@ inline Instructions instructions() {
   if (wish == nullptr) return found;
   if (std::strcmp(wish, "portable") == 0) return kPortable;
   return std::strcmp(wish, "avx2") == 0 && found > kAvx2 ? kAvx2 : found;
+}
+
+// Whether there are products of bfloat16 beside the rest of AVX512.
+inline bool multiplies_bfloat16() {
+#if defined(HAS_BFLOAT16_PATH)
+  unsigned a, b, c, d;
+  constexpr unsigned products = 1u << 5;
+  return instructions() == kAvx512Vnni && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & products);
+#else
+  return false;
+#endif
 }
 
 }  // namespace toolkit
