@@ -237,7 +237,8 @@ def _outputs(
     except Exception as error:
         raise UnsupportedError(
             f"{type(model).__name__} cannot be run on {name} alone: {error}",
-            hint="Wrap it in a module of your own and give that as `module:factory`.",
+            hint="Of a checkpoint of pre-training, --task features exports the encoder; "
+            "else wrap it in a module of your own and give that as `module:factory`.",
         ) from error
     return [
         TensorSpec(key, str(value.dtype).removeprefix("torch."), _shape(value, large[key], probes, axes))

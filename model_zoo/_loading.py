@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError, safe_open
+from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 from transformers.utils import logging
@@ -21,7 +22,10 @@ from toolkit.errors import StageError, UnsupportedError, UsageError
 from toolkit.plugins import nearest
 from toolkit.types import ModelRequest, ModelSpec
 
-__all__ = ["architecture", "asset_files", "find_class", "load", "make_config", "model_folder", "source_config"]
+__all__ = [
+    "architecture", "asset_files", "check_files", "check_finite", "find_class", "load", "make_config", "model_folder",
+    "request_config", "source_config",
+]  # fmt: skip
 
 _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "pytorch_model.bin.index.json")
 _BUFFERS = re.compile(r"(^|\.)position_ids$|num_batches_tracked$")
@@ -119,7 +123,7 @@ def load(cls: type, spec: ModelSpec, config: Any, *, ignore: Collection[str] = (
     check_files(folder)
     model, info = _pretrained(cls, spec, folder, config, arguments)
     _account(folder, info, ignore)
-    _finite(model)
+    check_finite(model)
     return model
 
 
@@ -222,7 +226,7 @@ def _from_gguf(
     model.tie_weights()
     info = _gguf.read_into(path, dict(model.named_parameters()), f"{model.base_model_prefix}.")
     _account(path, info, ignore)
-    _finite(model)
+    check_finite(model)
     return model.eval()
 
 
@@ -251,7 +255,7 @@ def _account(folder: Path, info: Mapping[str, Any], ignore: Collection[str]) -> 
         )
 
 
-def _finite(model: PreTrainedModel) -> None:
+def check_finite(model: nn.Module) -> None:
     """Refuse NaN and Inf by name. The extremes need no copy of the tensor, unlike an elementwise test."""
     for name, tensor in model.named_parameters():
         low, high = torch.aminmax(tensor.detach()) if tensor.numel() else (torch.zeros(()),) * 2
