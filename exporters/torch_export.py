@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from exporters import DEFAULT_OPSET, UNFUSED
+from exporters import DEFAULT_OPSET, UNFUSED, resizing
 from exporters.canonical import canonicalise
 from exporters.contract import Fusion, check_contract, check_deterministic, find_attention
 from exporters.fused_attention.function import attach_function
@@ -138,7 +138,7 @@ def _translate(program: ExportedProgram, spec: ModelSpec, opset: int) -> ir.Mode
             dynamo=True,
             verbose=False,
             opset_version=opset,
-            custom_translation_table=dict(TRANSLATIONS),
+            custom_translation_table={**TRANSLATIONS, **resizing.TRANSLATIONS},
             input_names=[tensor.name for tensor in spec.inputs],
             output_names=[tensor.name for tensor in spec.outputs],
         )

@@ -120,7 +120,7 @@ def load(cls: type, spec: ModelSpec, config: Any, *, ignore: Collection[str] = (
     folder = model_folder(spec, weights=True)
     if folder is None:
         raise StageError("resolve", f"no files for {spec.source}")
-    check_files(folder)
+    check_files(folder, spec)
     model, info = _pretrained(cls, spec, folder, config, arguments)
     _account(folder, info, ignore)
     check_finite(model)
@@ -135,9 +135,9 @@ def asset_files(spec: ModelSpec) -> tuple[Path, ...]:
     return tuple(folder / name for name in _ASSETS if (folder / name).is_file())
 
 
-def check_files(folder: Path) -> None:
+def check_files(folder: Path, spec: ModelSpec) -> None:
     """Open the header of every weight file. Raises UsageError for a pickle, a missing shard or a broken file."""
-    paths = _weight_files(folder)
+    paths = _weight_files(folder, spec)
     for path in paths:
         try:
             with safe_open(path, framework="pt") as file:
@@ -148,7 +148,7 @@ def check_files(folder: Path) -> None:
             ) from error
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def _weight_files(folder: Path, spec: ModelSpec) -> list[Path]:
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.is_file():
         return [single]
@@ -161,9 +161,25 @@ def _weight_files(folder: Path) -> list[Path]:
             hint="Where you trust it, load it in Python and call `model.save_pretrained(folder)`: "
             "that writes model.safetensors.",
         )
+    if not _source.is_local(spec.source):
+        raise UsageError(f"'{spec.source}' has no weights in safetensors on the Hub", hint=_saving(spec))
     raise UsageError(
         f"{folder} has no weights (model.safetensors)",
         hint="Save them there, or pass `--weights random` to export without them.",
+    )
+
+
+def _saving(spec: ModelSpec) -> str:
+    """How to turn a repository that has only a pickle into a folder with safetensors."""
+    reader = "AutoImageProcessor" if spec.kind == "vision" else "AutoTokenizer"
+    saved = "; ".join(
+        f"transformers.{name}.from_pretrained('{spec.source}').save_pretrained('{spec.name}')"
+        for name in (spec.architecture, reader)
+    )
+    return (
+        "It may have a pickle. Where you trust it, save it anew (transformers reads tensors from a pickle and runs "
+        f'nothing in it): python -c "import transformers; {saved}", then give --model ./{spec.name}. '
+        "Or pass `--weights random` to export without weights."
     )
 
 

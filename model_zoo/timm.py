@@ -108,6 +108,7 @@ class Timm:
         )
         outputs = tuple(item.name for item in spec.outputs)
         if spec.weights == "pretrained" and folder is not None:
+            _loading.check_files(folder, spec)
             return TimmEncoder(_pretrained(made, folder), outputs)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(spec.seed)
@@ -194,7 +195,6 @@ def _created(made: Settings, **more: Any) -> nn.Module:
 
 def _pretrained(made: Settings, folder: Path) -> nn.Module:
     """timm reads the one file itself, since it knows how weights of older releases are called today."""
-    _loading.check_files(folder)
     path = folder / "model.safetensors"
     if not path.is_file():
         raise UsageError(f"{folder} has its weights in parts, which timm does not read", hint=f"Save them as {path}.")

@@ -140,14 +140,22 @@ def _folder(kind: str, folder: Path) -> Path:
 
 
 def _tokens(spec: ModelSpec) -> list[dict[str, NDArray[Any]]]:
-    """Two rows of 9; one of 21; three of 12 that are padded after 12, 7 and 1."""
-    return [_text(spec, 2, 9, (9, 9)), _text(spec, 1, 21, (21,)), _text(spec, 3, 12, (12, 7, 1))]
+    """Two rows of 9; one of 21; three of 12 padded behind 12, 7 and 1 tokens, then before them; two of one token."""
+    padded = _text(spec, 3, 12, (12, 7, 1))
+    return [
+        _text(spec, 2, 9, (9, 9)),
+        _text(spec, 1, 21, (21,)),
+        padded,
+        {name: np.ascontiguousarray(array[:, ::-1]) for name, array in padded.items()},
+        _text(spec, 2, 1, (1, 1)),
+    ]
 
 
 def _text(spec: ModelSpec, rows: int, length: int, real: tuple[int, ...]) -> dict[str, NDArray[Any]]:
     ids = np.random.default_rng(rows).integers(3, 61, (rows, length))
     mask = (np.arange(length) < np.array(real)[:, None]).astype(np.int64)
-    filled = {"input_ids": ids * mask, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+    types = np.arange(length) % 2 * np.ones_like(ids)
+    filled = {"input_ids": ids * mask, "attention_mask": mask, "token_type_ids": types}
     return {item.name: filled[item.name] for item in spec.inputs}
 
 
