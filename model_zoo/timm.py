@@ -16,13 +16,11 @@ from torch import Tensor, nn
 
 from exporters.fused_attention.interface import NAME
 from model_zoo import _loading, _source, _timm_config, _vision
-from model_zoo._calibration import OWN
 from model_zoo._skeleton import SHAPES_ONLY
 from model_zoo._timm_config import Settings
 from toolkit.errors import MissingDependencyError, UnsupportedError, UsageError
 from toolkit.plugins import nearest
-from toolkit.recipe.document import Data
-from toolkit.types import Calibration, Evaluation, ModelRequest, ModelSpec, Tensors, TensorSpec
+from toolkit.types import ModelRequest, ModelSpec, TensorSpec
 
 __all__ = ["CONFIG_KEY", "FAMILY", "HUB_OWNER", "MODEL_TYPES", "NAMES"]
 
@@ -72,7 +70,7 @@ class TimmEncoder(nn.Module):
                 part.forward = partial(fused, part)
 
 
-class Timm:
+class Timm(_vision.Photographs):
     """An architecture of timm's registry: `logits`, or what comes before the head."""
 
     name = "timm"
@@ -113,22 +111,6 @@ class Timm:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(spec.seed)
             return TimmEncoder(_created(made), outputs)
-
-    def golden(self, spec: ModelSpec) -> tuple[Tensors, ...]:
-        """Photographs, preprocessed."""
-        return _vision.golden(spec)
-
-    def calibration(self, spec: ModelSpec, data: Data = OWN) -> Calibration:
-        """Photographs: the user's, or the shipped ones."""
-        return _vision.calibration(spec, data)
-
-    def evaluation(self, spec: ModelSpec, data: Data = OWN) -> Evaluation | None:
-        """Photographs: the user's; no labelled ones are shipped."""
-        return _vision.evaluation(spec, data)
-
-    def assets(self, spec: ModelSpec) -> tuple[Path, ...]:
-        """The configuration, which holds the steps before the model too."""
-        return _loading.asset_files(spec)
 
 
 def _library() -> Any:
