@@ -25,8 +25,8 @@ from toolkit.recipe.document import Data
 from toolkit.types import Calibration, Evaluation, ModelRequest, ModelSpec, Tensors, TensorSpec
 
 __all__ = [
-    "Photographs", "VisionEncoder", "calibration", "evaluation", "golden", "image_fingerprint", "input_size", "labels_of",
-    "tensors", "vision_spec",
+    "Photographs", "VisionEncoder", "calibration", "evaluation", "golden", "image_fingerprint", "input_size",
+    "labels_of", "tensors", "vision_spec",
 ]  # fmt: skip
 
 _PHOTOS = Path(__file__).parent / "data" / "photos"
