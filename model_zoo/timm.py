@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from exporters.fused_attention.interface import NAME
@@ -31,6 +32,7 @@ CONFIG_KEY = "architecture"
 
 _INSTALL = "pip install 'transformer-export-toolkit[timm]'"
 _TASKS = ("image-classification", "features")
+_WRAPPED = "timm_model."
 _LARGEST_SCALE = math.log(100.0)
 
 
@@ -176,15 +178,13 @@ def _created(made: Settings, **more: Any) -> nn.Module:
 
 
 def _pretrained(made: Settings, folder: Path) -> nn.Module:
-    """timm reads the one file itself, since it knows how weights of older releases are called today."""
+    """timm assigns the weights itself, since it knows how those of older releases are called today."""
     path = folder / "model.safetensors"
     if not path.is_file():
         raise UsageError(f"{folder} has its weights in parts, which timm does not read", hint=f"Save them as {path}.")
     try:
         model = _created(
-            made,
-            pretrained=True,
-            pretrained_cfg_overlay={"file": str(path), "source": "", "custom_load": False},
+            made, pretrained=True, pretrained_cfg_overlay={"source": "", "custom_load": False, **_weights(path)}
         )
     except (RuntimeError, KeyError, ValueError) as error:
         raise UsageError(
@@ -193,6 +193,15 @@ def _pretrained(made: Settings, folder: Path) -> nn.Module:
         ) from error
     _loading.check_finite(model)
     return model
+
+
+def _weights(path: Path) -> dict[str, Any]:
+    """The file; or its tensors by timm's names, where Transformers' wrapper saved them under `timm_model.`."""
+    with safe_open(path, framework="pt") as file:
+        names = list(file.keys())
+        if not all(name.startswith(_WRAPPED) for name in names):
+            return {"file": str(path)}
+        return {"state_dict": {name.removeprefix(_WRAPPED): file.get_tensor(name) for name in names}}
 
 
 def _logits(made: Settings) -> TensorSpec:

@@ -17,6 +17,7 @@ import torch
 from eager_parity import compare, spread
 from numpy.typing import NDArray
 from PIL import Image
+from transformers import TimmWrapperForImageClassification
 
 from exporters.fused_attention.node import attention_nodes
 from exporters.torch_export import export
@@ -86,6 +87,18 @@ def test_features_are_what_timm_has_before_the_head(tmp_path: Path) -> None:
     states = original.forward_features(torch.from_numpy(batch["pixel_values"]))
     wanted = {"last_hidden_state": states, "pooler_output": original.forward_head(states, pre_logits=True)}
     assert _same(_named(plugins.family("timm").load(spec), batch), {k: v.detach().numpy() for k, v in wanted.items()})
+
+
+def test_a_folder_that_transformers_wrapper_saved(tmp_path: Path) -> None:
+    _saved("vit_tiny_patch16_224", tmp_path / "own", PLAIN)
+    _edit(tmp_path / "own", lambda config: config["model_args"].pop("num_classes"))
+    wrapper = TimmWrapperForImageClassification.from_pretrained(tmp_path / "own").eval()
+    wrapper.save_pretrained(tmp_path / "saved")
+    spec = resolve(str(tmp_path / "saved"))
+    batch = _images(spec)[0]
+    wanted = wrapper(torch.from_numpy(batch["pixel_values"])).logits.detach().numpy()
+    assert spec.family == "timm"
+    assert _same(_named(plugins.family("timm").load(spec), batch), {"logits": wanted})
 
 
 @pytest.mark.parametrize("crop_pct", [0.9, 0.95, 1.0])
