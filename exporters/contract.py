@@ -11,7 +11,7 @@ from torch.fx import Node
 
 from toolkit.errors import StageError
 
-__all__ = ["Fusion", "check_contract", "find_attention"]
+__all__ = ["Fusion", "check_contract", "check_deterministic", "find_attention"]
 
 _FUSED = ("toolkit.fused_attention.", "toolkit.cached_attention.", "aten.scaled_dot_product_attention.")
 _SOFTMAX = ("aten.softmax.", "aten._softmax.", "aten._safe_softmax.", "aten.special_softmax.")
@@ -64,6 +64,33 @@ def check_contract(fusion: Fusion, *, allow_unfused: bool, expect_attention: boo
             "the model computes no attention at all",
             hint="Is it a transformer? Pass --allow-unfused to export it as it is.",
         )
+
+
+def check_deterministic(program: ExportedProgram) -> None:
+    """Raise StageError where the captured model draws random numbers: no run of it would equal another.
+
+    That an operator may draw is its tag in PyTorch. Dropout that is off draws none; that of attention is refused where
+    attention is translated.
+    """
+    drawing = [node for node in _calls(program.graph.nodes) if _draws(node)]
+    if drawing:
+        where = dict.fromkeys(f"{_module_path(node)} ({str(node.target).split('.')[1]})" for node in drawing)
+        raise StageError(
+            "export",
+            f"the model draws random numbers when it is run: {', '.join(where)}",
+            hint="Models for pre-training mask their input at random: export the encoder of the checkpoint with "
+            "--task features. In a module of your own, make the random tensor an input, or leave it out in eval mode.",
+        )
+
+
+def _draws(node: Node) -> bool:
+    operator = node.target
+    if not isinstance(operator, torch._ops.OpOverload) or not node.users or str(operator).startswith(_FUSED):
+        return False
+    names = [argument.name for argument in operator._schema.arguments]
+    given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    off = given.get("train", given.get("training", True)) is False
+    return torch.Tag.nondeterministic_seeded in operator.tags and not off
 
 
 def _calls(nodes: Iterable[Node]) -> Iterable[Node]:

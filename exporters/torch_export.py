@@ -15,9 +15,9 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from exporters import DEFAULT_OPSET, UNFUSED
+from exporters import DEFAULT_OPSET, UNFUSED, resizing
 from exporters.canonical import canonicalise
-from exporters.contract import Fusion, check_contract, find_attention
+from exporters.contract import Fusion, check_contract, check_deterministic, find_attention
 from exporters.fused_attention.function import attach_function
 from exporters.fused_attention.interface import NAME, register
 from exporters.fused_attention.translation import TRANSLATIONS
@@ -42,10 +42,12 @@ def export(
 
     `module` takes `spec.inputs` by keyword and returns a dict of tensors; `sample` holds one example of each input.
     The dimensions that `spec` names become dynamic. Raises StageError where the model cannot be captured, a
-    dynamic dimension turns out fixed, or an attention module is not fused (unless `allow_unfused`).
+    dynamic dimension turns out fixed, random numbers are drawn, or an attention module is not fused (unless
+    `allow_unfused`).
     """
     with fused(module), torch.no_grad(), _quiet():
         program = _capture(module, spec, sample)
+        check_deterministic(program)
         fusion = find_attention(program)
         check_contract(fusion, allow_unfused=allow_unfused, expect_attention=spec.kind != "module")
         pool_by_mean(program)
@@ -136,7 +138,7 @@ def _translate(program: ExportedProgram, spec: ModelSpec, opset: int) -> ir.Mode
             dynamo=True,
             verbose=False,
             opset_version=opset,
-            custom_translation_table=dict(TRANSLATIONS),
+            custom_translation_table={**TRANSLATIONS, **resizing.TRANSLATIONS},
             input_names=[tensor.name for tensor in spec.inputs],
             output_names=[tensor.name for tensor in spec.outputs],
         )

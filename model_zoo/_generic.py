@@ -42,19 +42,23 @@ class GenericFamily:
 
     `configs` are the configurations of the family's short names; `adapt` is called on each model; `pooling`
     says of short names that are sentence encoders what their `modules.json` says: the mode, and whether to normalise.
+    `default_size` says that the model takes images of any size, as in `_vision.input_size`.
     """
 
     name: str
     configs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     adapt: Adapt | None = None
     pooling: Mapping[str, tuple[str, bool]] = field(default_factory=dict)
+    default_size: int | None = None
 
     def describe(self, request: ModelRequest) -> ModelSpec:
         """The spec. The class is run without weights, for shapes only, to learn its outputs."""
         config = _loading.request_config(request)
-        own = _loading.architecture(request.config)
+        own = _named(request.config)
         pooling = self._pooling_of(request)
-        architecture = _heads.chosen(request, own, pooled=pooling is not None)
+        architecture = _heads.chosen(request, own, pooled=pooling is not None) or _loading.architecture(
+            request.config, _encoder_of(config)
+        )
         cls = _loading.find_class(
             architecture,
             source=request.source,
@@ -69,7 +73,7 @@ class GenericFamily:
             return self._adapted(skeleton(of, config, **({} if architecture == own else _without_pooler(of))))
 
         if kind == "vision":
-            made = _vision_spec(request, cls, config, bare)
+            made = _vision_spec(request, cls, config, bare, self.default_size)
         else:
             made = _text_spec(
                 request, cls, config, bare, pooled=pooling is not None and request.task in ("", "embedding")
@@ -88,7 +92,7 @@ class GenericFamily:
         names = [item.name for item in spec.outputs]
         if spec.task == "embedding":
             return self._sentence_encoder(spec, config)
-        ignore = _other_heads(cls, spec, _loading.architecture(values))
+        ignore = _other_heads(cls, spec, _named(values))
         arguments = {} if "pooler_output" in names or not ignore else _without_pooler(cls)
         model = self._adapted(_loading.load(cls, spec, config, ignore=ignore, **arguments))
         return _vision.VisionEncoder(model, names) if spec.kind == "vision" else _text.TextEncoder(model, names)
@@ -194,8 +198,8 @@ def _text_spec(request: ModelRequest, cls: type, config: Any, bare: Bare, *, poo
     )
 
 
-def _vision_spec(request: ModelRequest, cls: type, config: Any, bare: Bare) -> ModelSpec:
-    size, channels = _vision.input_size(request, config), int(getattr(config, "num_channels", 3))
+def _vision_spec(request: ModelRequest, cls: type, config: Any, bare: Bare, default_size: int | None) -> ModelSpec:
+    size, channels = _vision.input_size(request, config, default_size), int(getattr(config, "num_channels", 3))
     with SHAPES_ONLY:
         pixels = [torch.ones(rows, channels, *size, device="meta") for rows in (2, 3)]
     task = _heads.task_of(cls.__name__)
@@ -237,7 +241,8 @@ def _outputs(
     except Exception as error:
         raise UnsupportedError(
             f"{type(model).__name__} cannot be run on {name} alone: {error}",
-            hint="Wrap it in a module of your own and give that as `module:factory`.",
+            hint="Of a checkpoint of pre-training, --task features exports the encoder; "
+            "else wrap it in a module of your own and give that as `module:factory`.",
         ) from error
     return [
         TensorSpec(key, str(value.dtype).removeprefix("torch."), _shape(value, large[key], probes, axes))
@@ -268,6 +273,19 @@ def _longest(model: PreTrainedModel, config: Any) -> int:
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
             return most if module.padding_idx is None else most - module.padding_idx - 1
     return most
+
+
+def _named(config: Mapping[str, Any]) -> str:
+    """The class that the configuration names, or nothing: older checkpoints name none."""
+    return _loading.architecture(config) if config.get("architectures") else ""
+
+
+def _encoder_of(config: Any) -> str:
+    """The class without a head, where the model type is that of an encoder: as Transformers' `AutoModel` takes it."""
+    headless = modeling_auto.MODEL_MAPPING_NAMES.get(config.model_type, "")
+    causal = config.model_type in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    masked = config.model_type in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    return str(headless) if isinstance(headless, str) and (masked or not causal) else ""
 
 
 def _base(config: Any) -> Any:

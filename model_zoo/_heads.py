@@ -37,6 +37,7 @@ def task_of(architecture: str) -> str:
 def chosen(request: ModelRequest, own: str, *, pooled: bool = False) -> str:
     """The class for the requested task, of a checkpoint saved from the class `own`; `own` where no task is given.
 
+    Where it is not known (an empty `own`), loading shows whether a head is there.
     `pooled` says that the checkpoint is a sentence encoder, which answers `embedding`. Raises UnsupportedError with
     the tasks that there are for a task this model type lacks, UsageError for a head that pretrained weights lack.
     """
@@ -47,7 +48,7 @@ def chosen(request: ModelRequest, own: str, *, pooled: bool = False) -> str:
     if task not in classes:
         known = sorted({*classes, task_of(own), *(["embedding"] if pooled else [])} - {"raw"})
         raise UnsupportedError(f"no task '{task}' for a model of type '{kind}'", hint=f"Its tasks: {', '.join(known)}.")
-    if task != "features" and request.weights == "pretrained" and not own.endswith("ForPreTraining"):
+    if own and task != "features" and request.weights == "pretrained" and not own.endswith("ForPreTraining"):
         raise UsageError(
             f"no head for {task} is in {request.source}: it was saved from {own}, so the head would be random",
             hint=f"Give a checkpoint that was trained for {task}, or leave --task out.",

@@ -23,6 +23,7 @@ __all__ = ["preprocessing", "upright"]
 
 _PHOTOS = Path(__file__).parent / "data" / "photos"
 _CONFIG = "preprocessor_config.json"
+_CONFIGS = (_CONFIG, "config.json")
 _SAMPLES = 3
 _SINE_FILTERS = frozenset({Image.Resampling.LANCZOS, Image.Resampling.HAMMING})
 _TURNS = {
@@ -42,7 +43,7 @@ def preprocessing(spec: ModelSpec, assets: Sequence[Path]) -> Processing:
     Equal to `_preprocess.images` bit for bit, with the installed Pillow; with a filter made of sines a weight may round
     otherwise, so that 8-bit values differ by one. What `_preprocess` refuses gets no graph but the reason.
     """
-    folder = next((path.parent for path in assets if path.name == _CONFIG), None)
+    folder = next((path.parent for path in assets if path.name in _CONFIGS), None)
     made = spec.inputs[0]
     channels, height, width = (int(size) for size in made.shape[-3:])
     shape = (channels, height, width)

@@ -17,7 +17,10 @@ _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """The steps of an image processor in their order; None leaves a step out. Sizes are (height, width)."""
+    """The steps of an image processor in their order; None leaves a step out. Sizes are (height, width).
+
+    A crop leaves half of the margin before it, rounded down; with `crop_to_even`, to the nearest even number of pixels.
+    """
 
     resize: tuple[int, int] | int | None
     resample: int
@@ -25,6 +28,7 @@ class Recipe:
     scale: float | None
     mean: tuple[float, ...] | None
     std: tuple[float, ...]
+    crop_to_even: bool = False
 
 
 _SHORTEST: dict[str, Any] = {"size": {"shortest_edge": 224}, "crop_size": 224, "do_center_crop": True}

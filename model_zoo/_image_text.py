@@ -231,7 +231,8 @@ def _rows_may_go_first() -> bool:
 def _colours(recipe: Recipe, channels: int) -> tuple[str, ...]:
     """To the colour mode, through both passes, to `pixels` uint8 [H, W, C or 1]."""
     resample = NEAREST if recipe.resize is None else recipe.resample
-    passes = _PASSES.format(a_pass=axis_pass("a_", resample), b_pass=axis_pass("b_", resample))
+    a_pass, b_pass = (axis_pass(axis, resample, crop_to_even=recipe.crop_to_even) for axis in ("a_", "b_"))
+    passes = _PASSES.format(a_pass=a_pass, b_pass=b_pass)
     if channels == 4 and resample != NEAREST:
         return _WITHOUT_ALPHA, _WITH_ALPHA, _PREMULTIPLIED, passes, _RESTORED
     if channels == 4:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError, safe_open
+from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 from transformers.utils import logging
@@ -21,7 +22,10 @@ from toolkit.errors import StageError, UnsupportedError, UsageError
 from toolkit.plugins import nearest
 from toolkit.types import ModelRequest, ModelSpec
 
-__all__ = ["architecture", "asset_files", "find_class", "load", "make_config", "model_folder", "source_config"]
+__all__ = [
+    "architecture", "asset_files", "check_files", "check_finite", "find_class", "load", "make_config", "model_folder",
+    "request_config", "source_config",
+]  # fmt: skip
 
 _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "pytorch_model.bin.index.json")
 _BUFFERS = re.compile(r"(^|\.)position_ids$|num_batches_tracked$")
@@ -116,10 +120,10 @@ def load(cls: type, spec: ModelSpec, config: Any, *, ignore: Collection[str] = (
     folder = model_folder(spec, weights=True)
     if folder is None:
         raise StageError("resolve", f"no files for {spec.source}")
-    check_files(folder)
+    check_files(folder, spec)
     model, info = _pretrained(cls, spec, folder, config, arguments)
     _account(folder, info, ignore)
-    _finite(model)
+    check_finite(model)
     return model
 
 
@@ -131,9 +135,9 @@ def asset_files(spec: ModelSpec) -> tuple[Path, ...]:
     return tuple(folder / name for name in _ASSETS if (folder / name).is_file())
 
 
-def check_files(folder: Path) -> None:
+def check_files(folder: Path, spec: ModelSpec) -> None:
     """Open the header of every weight file. Raises UsageError for a pickle, a missing shard or a broken file."""
-    paths = _weight_files(folder)
+    paths = _weight_files(folder, spec)
     for path in paths:
         try:
             with safe_open(path, framework="pt") as file:
@@ -144,7 +148,7 @@ def check_files(folder: Path) -> None:
             ) from error
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def _weight_files(folder: Path, spec: ModelSpec) -> list[Path]:
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.is_file():
         return [single]
@@ -157,9 +161,25 @@ def _weight_files(folder: Path) -> list[Path]:
             hint="Where you trust it, load it in Python and call `model.save_pretrained(folder)`: "
             "that writes model.safetensors.",
         )
+    if not _source.is_local(spec.source):
+        raise UsageError(f"'{spec.source}' has no weights in safetensors on the Hub", hint=_saving(spec))
     raise UsageError(
         f"{folder} has no weights (model.safetensors)",
         hint="Save them there, or pass `--weights random` to export without them.",
+    )
+
+
+def _saving(spec: ModelSpec) -> str:
+    """How to turn a repository that has only a pickle into a folder with safetensors."""
+    reader = "AutoImageProcessor" if spec.kind == "vision" else "AutoTokenizer"
+    saved = "; ".join(
+        f"transformers.{name}.from_pretrained('{spec.source}').save_pretrained('{spec.name}')"
+        for name in (spec.architecture, reader)
+    )
+    return (
+        "It may have a pickle. Where you trust it, save it anew (transformers reads tensors from a pickle and runs "
+        f'nothing in it): python -c "import transformers; {saved}", then give --model ./{spec.name}. '
+        "Or pass `--weights random` to export without weights."
     )
 
 
@@ -222,7 +242,7 @@ def _from_gguf(
     model.tie_weights()
     info = _gguf.read_into(path, dict(model.named_parameters()), f"{model.base_model_prefix}.")
     _account(path, info, ignore)
-    _finite(model)
+    check_finite(model)
     return model.eval()
 
 
@@ -251,7 +271,7 @@ def _account(folder: Path, info: Mapping[str, Any], ignore: Collection[str]) -> 
         )
 
 
-def _finite(model: PreTrainedModel) -> None:
+def check_finite(model: nn.Module) -> None:
     """Refuse NaN and Inf by name. The extremes need no copy of the tensor, unlike an elementwise test."""
     for name, tensor in model.named_parameters():
         low, high = torch.aminmax(tensor.detach()) if tensor.numel() else (torch.zeros(()),) * 2

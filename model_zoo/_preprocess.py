@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from model_zoo import _timm_config
 from model_zoo._image_recipe import Recipe, read_recipe
 from toolkit.errors import MissingDependencyError, UnsupportedError, UsageError
 
@@ -50,7 +51,7 @@ def images(files: Sequence[Path | Image.Image], assets: Path | None, shape: Sequ
 def recipe_of(assets: Path | None, shape: Sequence[int | str]) -> Recipe:
     """The steps that `images` takes for an input of that shape. Raises UsageError where their channels do not fit."""
     channels, height, width = (int(size) for size in shape[-3:])
-    recipe = read_recipe(_processor(assets), channels, (height, width))
+    recipe = _recipe(_processor(assets), channels, (height, width))
     if recipe.mean is not None and {len(recipe.mean), len(recipe.std)} != {channels}:
         raise UsageError(
             f"preprocessor_config.json normalises {len(recipe.mean)} channels, the model takes {channels}",
@@ -76,7 +77,7 @@ def image_size(assets: Path | None) -> tuple[int, int] | None:
     processor = _processor(assets)
     if not processor:
         return None
-    recipe = read_recipe(processor, 3, (0, 0))
+    recipe = _recipe(processor, 3, (0, 0))
     fixed = recipe.crop or recipe.resize
     return fixed if isinstance(fixed, tuple) else None
 
@@ -205,7 +206,7 @@ def _apply(recipe: Recipe, image: Image.Image, channels: int) -> NDArray[np.floa
         image = image.resize((width, height), resample=Image.Resampling(recipe.resample))
     array: NDArray[Any] = np.asarray(image).reshape(image.height, image.width, channels).transpose(2, 0, 1)
     if recipe.crop is not None:
-        array = _center_crop(array, recipe.crop)
+        array = _center_crop(array, recipe.crop, to_even=recipe.crop_to_even)
     return normalized(recipe, array)
 
 
@@ -218,7 +219,7 @@ def _target(size: tuple[int, int] | int, height: int, width: int) -> tuple[int, 
     return size, int(size * width / height)
 
 
-def _center_crop(array: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
+def _center_crop(array: NDArray[Any], size: tuple[int, int], *, to_even: bool) -> NDArray[Any]:
     """Cut [C, H, W] around its centre; where the image is smaller, zeros are put around it first."""
     height, width = (max(want, have) for want, have in zip(size, array.shape[1:], strict=True))
     if (height, width) != array.shape[1:]:
@@ -226,15 +227,25 @@ def _center_crop(array: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
         padded = np.zeros((array.shape[0], height, width), array.dtype)
         padded[:, top : top + array.shape[1], left : left + array.shape[2]] = array
         array = padded
-    top, left = (array.shape[1] - size[0]) // 2, (array.shape[2] - size[1]) // 2
+    margins = (array.shape[1] - size[0], array.shape[2] - size[1])
+    top, left = (round(margin / 2) if to_even else margin // 2 for margin in margins)
     return array[:, top : top + size[0], left : left + size[1]]
 
 
+def _recipe(processor: Mapping[str, Any], channels: int, fallback: tuple[int, int]) -> Recipe:
+    if _timm_config.is_timm(processor):
+        return _timm_config.settings(processor).recipe()
+    return read_recipe(processor, channels, fallback)
+
+
 def _processor(assets: Path | None) -> Mapping[str, Any]:
-    path = assets / "preprocessor_config.json" if assets else None
-    if path is None or not path.is_file():
+    """What says the steps: the image processor's file, or the `config.json` of a timm model, which has no other."""
+    if assets is None:
         return {}
-    return _json(path)
+    if (assets / "preprocessor_config.json").is_file():
+        return _json(assets / "preprocessor_config.json")
+    own = _json(assets / "config.json") if (assets / "config.json").is_file() else {}
+    return own if _timm_config.is_timm(own) else {}
 
 
 def _json(path: Path) -> Mapping[str, Any]:

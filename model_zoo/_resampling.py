@@ -118,11 +118,20 @@ CONSTANTS: dict[str, NDArray[Any]] = {
 }
 """What the texts name: float64 scalars by words, int64 by `n` and a digit."""
 
-_PLACES = """
-    @places = Range(n0, @want, n1)
+_SHIFT = """
     @around = Add(@full, @want)
     @middle = Div(@around, n2)
     @shift = Sub(@middle, @want)
+"""
+_SHIFT_TO_EVEN = """
+    @margin = Sub(@full, @want)
+    @margin_real = Cast <to = 11> (@margin)
+    @before = Mul(@margin_real, half)
+    @before_even = Round(@before)
+    @shift = Cast <to = 7> (@before_even)
+"""
+_PLACES = """
+    @places = Range(n0, @want, n1)
     @at = Add(@places, @shift)
     @not_before = GreaterOrEqual(@at, n0)
     @not_after = Less(@at, @full)
@@ -220,15 +229,16 @@ _PICKED = """
 """
 
 
-def axis_pass(prefix: str, resample: int) -> str:
+def axis_pass(prefix: str, resample: int, *, crop_to_even: bool = False) -> str:
     """The text of a pass whose names begin with `prefix`; `FILTERS` or `NEAREST` has `resample`.
 
     In: `@lines` uint8 [size, others], the int64 scalars `@size`, `@full` (the length it is resized to) and `@want` (the
     length that is kept around the centre; zeros stand where it is more than `@full`), and `@mirror`, 1 to read from
-    the end, else 0. Out: `@done` uint8 [want, others]. Here `@` stands for the prefix.
+    the end, else 0. Out: `@done` uint8 [want, others]. Here `@` stands for the prefix. `crop_to_even` is the recipe's.
     """
+    places = (_SHIFT_TO_EVEN if crop_to_even else _SHIFT) + _PLACES
     if resample == NEAREST:
-        text = _PLACES + _NEAREST + _SOURCE + _PICKED
+        text = places + _NEAREST + _SOURCE + _PICKED
     else:
-        text = _PLACES + _WEIGHTS + FILTERS[resample][1] + _ROUNDED + _SOURCE + _SUMS
+        text = places + _WEIGHTS + FILTERS[resample][1] + _ROUNDED + _SOURCE + _SUMS
     return text.replace("@", prefix)

@@ -72,7 +72,7 @@ def _resolved(model: str, revision: str | None, options: Mapping[str, Any]) -> M
     if model.lower().endswith(".gguf"):
         raise UsageError(f"there is no file '{model}'", hint="Give the path of a .gguf file on this machine.")
     if _HUB_ID.fullmatch(model):
-        return _hub(model, model, revision, options)
+        return _owned(model, revision, options) or _hub(model, model, revision, options)
     raise _unknown(model, names)
 
 
@@ -86,9 +86,10 @@ def short_names() -> dict[str, tuple[str, str]]:
 
 
 def needs_no_files(model: ModelRequest | ModelSpec) -> bool:
-    """Whether everything about it is in its family's file: random weights of a short name."""
+    """Whether its family knows all of it: random weights of a short name, or of a Hub id of the family's library."""
     known = short_names().get(model.name, ("", ""))[1]
-    return model.weights == "random" and model.source == known and not _source.is_local(model.source)
+    named = model.source == known or _owner(model.source) is not None
+    return model.weights == "random" and named and not _source.is_local(model.source)
 
 
 def _factory(model: str, options: Mapping[str, Any]) -> ModelSpec:
@@ -154,6 +155,23 @@ def _hub(name: str, source: str, revision: str | None, options: Mapping[str, Any
     return plugins.family(_family_of(config)).describe(request)
 
 
+def _owned(model: str, revision: str | None, options: Mapping[str, Any]) -> ModelSpec | None:
+    """A model of a library that the Hub has an owner for: its family finds the files, if it needs any."""
+    family = _owner(model)
+    if family is None:
+        return None
+    name = _safe(model.partition("/")[2])
+    request = ModelRequest(name=name, source=model, config={}, revision=revision, **options)
+    return plugins.family(family).describe(request)
+
+
+def _owner(source: str) -> str | None:
+    """The family whose file claims the first part of a Hub id as `HUB_OWNER`."""
+    owner = source.partition("/")[0]
+    claims = ((family.literals.get("HUB_OWNER"), family.name) for family in plugins.listing("model_zoo").values())
+    return next((name for claimed, name in claims if owner and claimed == owner), None)
+
+
 def _config(folder: Path) -> Mapping[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
@@ -165,8 +183,11 @@ def _config(folder: Path) -> Mapping[str, Any]:
 
 
 def _family_of(config: Mapping[str, Any]) -> str:
+    """The family that claims the `model_type`; where there is none, the one whose `CONFIG_KEY` the file has."""
     kind = config.get("model_type")
     for family in plugins.listing("model_zoo").values():
+        if kind is None and family.literals.get("CONFIG_KEY") in config:
+            return family.name
         if kind is not None and kind in family.literals.get("MODEL_TYPES", ()):
             return family.name
     return "auto"

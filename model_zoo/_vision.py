@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from model_zoo import _calibration, _dims, _fingerprints, _loading, _preprocess, _source, _user_data
 from model_zoo._arrays import array_feed
+from model_zoo._calibration import OWN
 from model_zoo._datasets import open_samples
 from model_zoo._resolve import needs_no_files
 from model_zoo._samples import Sample, image_samples
@@ -24,8 +25,8 @@ from toolkit.recipe.document import Data
 from toolkit.types import Calibration, Evaluation, ModelRequest, ModelSpec, Tensors, TensorSpec
 
 __all__ = [
-    "VisionEncoder", "calibration", "evaluation", "golden", "image_fingerprint", "input_size", "labels_of", "tensors",
-    "view", "vision_spec",
+    "Photographs", "VisionEncoder", "calibration", "evaluation", "golden", "image_fingerprint", "input_size",
+    "labels_of", "tensors", "view", "vision_spec",
 ]  # fmt: skip
 
 _PHOTOS = Path(__file__).parent / "data" / "photos"
@@ -45,6 +46,26 @@ class VisionEncoder(nn.Module):
         """The named outputs."""
         result = self.model(pixel_values=pixel_values)
         return {name: getattr(result, name) for name in self.outputs}
+
+
+class Photographs:
+    """What a family of vision models takes in and hands on: shipped or the user's photographs, and its small files."""
+
+    def golden(self, spec: ModelSpec) -> tuple[Tensors, ...]:
+        """Photographs, preprocessed."""
+        return golden(spec)
+
+    def calibration(self, spec: ModelSpec, data: Data = OWN) -> Calibration:
+        """Photographs: the user's, or the shipped ones."""
+        return calibration(spec, data)
+
+    def evaluation(self, spec: ModelSpec, data: Data = OWN) -> Evaluation | None:
+        """Photographs: the user's; no labelled ones are shipped."""
+        return evaluation(spec, data)
+
+    def assets(self, spec: ModelSpec) -> tuple[Path, ...]:
+        """The image processor's file, and the configuration with the class names."""
+        return _loading.asset_files(spec)
 
 
 def input_size(request: ModelRequest, config: Any, default: int | None = None) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""DINOv2 with register tokens."""
+"""DINOv2 with register tokens; its position embedding is resized to the input, 224 where no image processor says."""
 
 from __future__ import annotations
 
@@ -17,4 +17,4 @@ CONFIGS = {
     },
 }  # fmt: skip
 
-FAMILY = GenericFamily("dinov2-with-registers", CONFIGS)
+FAMILY = GenericFamily("dinov2-with-registers", CONFIGS, default_size=224)

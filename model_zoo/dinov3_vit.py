@@ -17,4 +17,4 @@ CONFIGS = {
     },
 }  # fmt: skip
 
-FAMILY = GenericFamily("dinov3-vit", CONFIGS)
+FAMILY = GenericFamily("dinov3-vit", CONFIGS, default_size=224)

@@ -16,6 +16,7 @@ CONFIGS = {
         "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072,
     },
 }  # fmt: skip
-POOLING = {"nomic-embed-text-v1.5": ("mean", True)}
+# Not normalised: users cut the vector to a shorter one and normalise that.
+POOLING = {"nomic-embed-text-v1.5": ("mean", False)}
 
 FAMILY = GenericFamily("nomic-bert", CONFIGS, pooling=POOLING)

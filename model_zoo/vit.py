@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from transformers import ViTForImageClassification, ViTModel
 
 from model_zoo import _heads, _loading, _vision
-from model_zoo._calibration import OWN
 from toolkit.errors import UnsupportedError
-from toolkit.recipe.document import Data
-from toolkit.types import Calibration, Evaluation, ModelRequest, ModelSpec, Tensors, TensorSpec
+from toolkit.types import ModelRequest, ModelSpec, TensorSpec
 
 __all__ = ["CONFIGS", "FAMILY", "MODEL_TYPES", "NAMES"]
 
@@ -42,7 +39,7 @@ CONFIGS = {
 }  # fmt: skip
 
 
-class ViT:
+class ViT(_vision.Photographs):
     """`ViTForImageClassification` gives `logits`; the others give the encoder's features."""
 
     name = "vit"
@@ -81,22 +78,6 @@ class ViT:
         if spec.architecture == self.classifier.__name__:
             return _vision.VisionEncoder(_loading.load(self.classifier, spec, config), names)
         return _vision.VisionEncoder(self._load_encoder(spec, config, names), names)
-
-    def golden(self, spec: ModelSpec) -> tuple[Tensors, ...]:
-        """Photographs, preprocessed."""
-        return _vision.golden(spec)
-
-    def calibration(self, spec: ModelSpec, data: Data = OWN) -> Calibration:
-        """Photographs: the user's, or the shipped ones."""
-        return _vision.calibration(spec, data)
-
-    def evaluation(self, spec: ModelSpec, data: Data = OWN) -> Evaluation | None:
-        """Photographs: the user's; no labelled ones are shipped."""
-        return _vision.evaluation(spec, data)
-
-    def assets(self, spec: ModelSpec) -> tuple[Path, ...]:
-        """The image processor's file and the configuration with the class names."""
-        return _loading.asset_files(spec)
 
     def _encoders(self) -> tuple[str, ...]:
         return (self.encoder.__name__, "ViTForMaskedImageModeling")

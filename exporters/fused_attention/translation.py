@@ -62,12 +62,15 @@ def _from_sdpa(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Any:
-    """`scaled_dot_product_attention` as a node; query, key and value have rank 3 (no heads) or 4.
+    """`scaled_dot_product_attention` as a node; query, key and value have rank 3 (no heads), 4, or 5 without a mask.
 
     Raises UnsupportedError for dropout, other ranks, an unknown head size without a scale, or broadcast batches.
     """
-    _check_sdpa(query, key, value, dropout_p)
+    _check_sdpa(query, key, value, attn_mask, dropout_p)
     factor = _default_scale(query) if scale is None else scale
+    if len(query.shape) == 5:
+        folded = (_folded(tensor) for tensor in (query, key, value))
+        return _unfolded(_from_toolkit(*folded, None, None, factor, is_causal, 0.0, -1, -1), query, value)
     if len(query.shape) == 4:
         return _from_toolkit(query, key, value, attn_mask, None, factor, is_causal, 0.0, -1, -1)
     query, key, value = (_with_heads(tensor) for tensor in (query, key, value))
@@ -85,17 +88,19 @@ TRANSLATIONS: Mapping[Callable[..., Any], Callable[..., Any]] = {
 """For `torch.onnx.export(custom_translation_table=...)`. Attach the function body to the graph afterwards."""
 
 
-def _check_sdpa(query: Any, key: Any, value: Any, dropout_p: float) -> None:
+def _check_sdpa(query: Any, key: Any, value: Any, attn_mask: Any, dropout_p: float) -> None:
     if dropout_p > 0:
         raise UnsupportedError(
             f"scaled_dot_product_attention is called with dropout {dropout_p}",
             hint="Put the module into eval mode before the export, and pass dropout_p=0 when not training.",
         )
     ranks = [len(tensor.shape) for tensor in (query, key, value)]
-    if ranks not in ([3, 3, 3], [4, 4, 4]):
+    if ranks not in ([3, 3, 3], [4, 4, 4]) and (ranks != [5, 5, 5] or attn_mask is not None):
+        masked = "" if attn_mask is None else " and a mask"
         raise UnsupportedError(
-            f"scaled_dot_product_attention is called with query, key and value of rank {ranks}",
-            hint="Supported: [batch, heads, sequence, head size], or [batch, sequence, head size].",
+            f"scaled_dot_product_attention is called with query, key and value of rank {ranks}{masked}",
+            hint="Supported: [batch, heads, sequence, head size], [batch, sequence, head size], and, without a mask, "
+            "one more axis before these.",
         )
     sizes = [tensor.shape[0] for tensor in (query, key, value)]
     if len({size for size in sizes if isinstance(size, int)}) > 1:
@@ -113,6 +118,17 @@ def _default_scale(query: Any) -> float:
             hint="Pass scale=, or give the head size a fixed value.",
         )
     return 1 / math.sqrt(head_size)
+
+
+def _folded(tensor: Any) -> Any:
+    """[A, B, H, S, D] as [A · B, H, S, D]."""
+    sizes = opset18.Shape(tensor, start=2)
+    return opset18.Reshape(tensor, opset18.Concat(opset18.Constant(value_ints=[-1]), sizes, axis=0))
+
+
+def _unfolded(output: Any, query: Any, value: Any) -> Any:
+    sizes = opset18.Concat(opset18.Shape(query, end=4), opset18.Shape(value, start=4), axis=0)
+    return opset18.Reshape(output, sizes)
 
 
 def _with_heads(tensor: Any) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-import torch
+from eager_parity import compare, spread
 from numpy.typing import NDArray
 
 from exporters.fused_attention.node import attention_nodes
@@ -20,8 +20,8 @@ from exporters.torch_export import export
 from model_zoo import resolve
 from runtimes import portable_session
 from toolkit import plugins
-from toolkit.drift.padding import at_attended
-from toolkit.types import ModelSpec, QuantizedGraph, Session
+from toolkit.errors import StageError, UnsupportedError
+from toolkit.types import ModelSpec, QuantizedGraph
 
 TEXT: dict[str, Any] = {
     "vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -96,7 +96,7 @@ ATTENTIONS = {"swin": 4, "swinv2": 4, "pvt": 4, "pvt_v2": 4, "segformer": 4, "si
 def test_family_is_fused_and_matches_eager_pytorch(kind: str, tmp_path: Path) -> None:
     spec = resolve(str(_folder(kind, tmp_path / kind)), weights="random")
     module = plugins.family(spec.family).load(spec)
-    _spread(module)
+    spread(module)
     reference = TorchSession(module)
     batches = _images(spec) if spec.kind == "vision" else _tokens(spec)
     expected = [reference.run(batch) for batch in batches]
@@ -106,25 +106,30 @@ def test_family_is_fused_and_matches_eager_pytorch(kind: str, tmp_path: Path) ->
     canonical = ir.load(graph.path)
     assert len(attention_nodes(canonical)) == ATTENTIONS.get(kind, 2)
     assert not {node.op_type for node in canonical.graph} & {"If", "Loop", "Scan", "SequenceEmpty"}
-    _compare(portable_session(graph.path), spec, batches, expected)
+    compare(portable_session(graph.path), spec, batches, expected)
     quantized = QuantizedGraph(graph.path, graph.sha256, spec, graph.steps)
     lowered = plugins.runtime("ort-cpu").lower(quantized, tmp_path / "lowered")
     operators = [node.op_type for node in onnx.load(lowered.path, load_external_data=False).graph.node]
     fused = [each for each in operators if each == "MultiHeadAttention" or each.startswith("Attention")]
     assert len(fused) == ATTENTIONS.get(kind, 2)
     session = plugins.runtime("ort-cpu").session(lowered.path.parent, {"graph": lowered.path.name})
-    _compare(session, spec, batches, expected)
+    compare(session, spec, batches, expected)
 
 
-def _compare(session: Session, spec: ModelSpec, batches: list[Any], expected: list[dict[str, NDArray[Any]]]) -> None:
-    try:
-        answers = at_attended([session.run(batch) for batch in batches], batches, spec)
-    finally:
-        session.close()
-    for answer, wanted in zip(answers, at_attended(expected, batches, spec), strict=True):
-        for output in spec.outputs:
-            largest = np.abs(wanted[output.name]).max()
-            np.testing.assert_allclose(answer[output.name], wanted[output.name], atol=1e-4 * largest, rtol=0)
+def test_models_that_mask_at_random_are_refused_but_not_their_encoder(tmp_path: Path) -> None:
+    values = {**IMAGE, "model_type": "vit_mae", "architectures": ["ViTMAEModel"]}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    spec = resolve(str(tmp_path), weights="random")
+    with pytest.raises(StageError, match=r"draws random numbers .*embeddings \(rand\)"):
+        export(plugins.family("auto").load(spec), spec, _images(spec)[0], tmp_path / "export")
+    folder = _folder("hiera", tmp_path / "hiera")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"architectures": ["HieraForPreTraining"], "decoder_hidden_size": 16, "decoder_depth": 1}
+    (folder / "config.json").write_text(json.dumps({**config, "decoder_num_heads": 2}))
+    with pytest.raises(UnsupportedError, match="cannot be run") as caught:
+        resolve(str(folder), weights="random")
+    assert "--task features" in caught.value.hint
+    assert resolve(str(folder), task="features").architecture == "HieraModel"
 
 
 def _folder(kind: str, folder: Path) -> Path:
@@ -135,24 +140,23 @@ def _folder(kind: str, folder: Path) -> Path:
     return folder
 
 
-def _spread(module: torch.nn.Module) -> None:
-    """Transformers starts weights near zero, biases of positions at zero: a wrong mask or bias would hardly show."""
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            if parameter.ndim >= 2:
-                torch.nn.init.normal_(parameter, std=0.5) if not parameter.any() else parameter.mul_(6)
-
-
 def _tokens(spec: ModelSpec) -> list[dict[str, NDArray[Any]]]:
-    """Two rows of 9; one of 21; three of 12 that are padded after 12, 7 and 1."""
-    return [_text(spec, 2, 9, (9, 9)), _text(spec, 1, 21, (21,)), _text(spec, 3, 12, (12, 7, 1))]
+    """Two rows of 9; one of 21; three of 12 padded behind 12, 7 and 1 tokens, then before them; two of one token."""
+    padded = _text(spec, 3, 12, (12, 7, 1))
+    return [
+        _text(spec, 2, 9, (9, 9)),
+        _text(spec, 1, 21, (21,)),
+        padded,
+        {name: np.ascontiguousarray(array[:, ::-1]) for name, array in padded.items()},
+        _text(spec, 2, 1, (1, 1)),
+    ]
 
 
 def _text(spec: ModelSpec, rows: int, length: int, real: tuple[int, ...]) -> dict[str, NDArray[Any]]:
     ids = np.random.default_rng(rows).integers(3, 61, (rows, length))
     mask = (np.arange(length) < np.array(real)[:, None]).astype(np.int64)
-    filled = {"input_ids": ids * mask, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+    types = np.arange(length) % 2 * np.ones_like(ids)
+    filled = {"input_ids": ids * mask, "attention_mask": mask, "token_type_ids": types}
     return {item.name: filled[item.name] for item in spec.inputs}
 
 

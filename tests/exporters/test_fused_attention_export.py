@@ -165,6 +165,9 @@ SDPA = {
     "no heads, mask": lambda q, k, v: scaled_dot_product_attention(
         q[:, 0], k[:, 0], v[:, 0], attn_mask=q[:, 0, :, :1] > -1
     ),
+    "windows beside heads": lambda q, k, v: scaled_dot_product_attention(
+        *(states.unflatten(2, (-1, 1)) for states in (q, k, v))
+    ),
     "own operator": lambda q, k, v: fused_attention(
         q, k[:, :2], v[:, :2], alibi_slopes=torch.tensor([0.5, 0.25, 0.1, 0.0]), softcap=2.0, left_window_size=2
     ),
@@ -188,7 +191,8 @@ def test_sdpa_becomes_one_node(name):
     ("function", "message"),
     [
         (lambda q, k, v: scaled_dot_product_attention(q, k, v, dropout_p=0.5), "dropout 0.5"),
-        (lambda q, k, v: scaled_dot_product_attention(q[None], k[None], v[None]), "rank"),
+        (lambda q, k, v: scaled_dot_product_attention(q[None, None], k[None, None], v[None, None]), "rank"),
+        (lambda q, k, v: scaled_dot_product_attention(q[None], k[None], v[None], q[None, ..., :1] > 0), "a mask"),
     ],
 )
 def test_what_a_node_cannot_say_is_refused(function, message):

@@ -13,6 +13,8 @@ import tiny_models
 from transformers import (
     BertForMaskedLM,
     BertForSequenceClassification,
+    DebertaV2Config,
+    DebertaV2ForMaskedLM,
     LlamaConfig,
     LlamaModel,
     T5Config,
@@ -98,6 +100,17 @@ def test_a_hub_id_offline(tmp_path: Path) -> None:
         resolve("nobody/nothing-of-this-name", offline=True)
 
 
+def test_models_of_any_image_size_take_that_of_their_image_processor(tmp_path: Path) -> None:
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 518, "patch_size": 14}
+    values = {**small, "model_type": "dinov2_with_registers", "architectures": ["Dinov2WithRegistersModel"]}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    processor = {"image_processor_type": "BitImageProcessor", "size": {"shortest_edge": 256}, "crop_size": 224}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    spec = resolve(str(tmp_path), weights="random")
+    assert shapes(spec.inputs) == {"pixel_values": ("batch", 3, 224, 224)}
+    assert shapes(spec.outputs)["last_hidden_state"] == ("batch", 261, 16)
+
+
 def test_unknown_names_get_the_nearest() -> None:
     with pytest.raises(UsageError, match="unknown model 'vit-bose'") as caught:
         resolve("vit-bose")
@@ -122,7 +135,7 @@ def test_a_folder_without_config(tmp_path: Path) -> None:
 def test_configurations_that_cannot_be_used(tmp_path: Path) -> None:
     folder = tiny_models.bert(tmp_path)
     with pytest.raises(UsageError, match="no architecture"):
-        resolve(str(tiny_models.edit_config(folder, model_type="roberta", architectures=None)))
+        resolve(str(tiny_models.edit_config(folder, model_type="llama", architectures=None)))
     with pytest.raises(UsageError, match="model_type 'nonesuch'"):
         resolve(str(tiny_models.edit_config(folder, model_type="nonesuch", architectures=["X"])))
     with pytest.raises(UsageError, match="no model_type"):
@@ -133,6 +146,38 @@ def test_configurations_that_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="code that comes with the model") as caught:
         resolve(str(tiny_models.edit_config(odd, auto_map={"AutoModel": "modeling_own.OwnModel"})))
     assert "--trust-remote-code" in caught.value.hint
+
+
+def test_an_encoder_whose_file_names_no_class(tmp_path: Path) -> None:
+    """As microsoft/deberta-v3-base: the encoder is taken, or the head that is asked for and is there."""
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    masked = DebertaV2ForMaskedLM(DebertaV2Config(vocab_size=20, **small))
+    folder = tiny_models.edit_config(tiny_models.save(masked, tmp_path / "own"), architectures=None)
+    for task, architecture in (("", "DebertaV2Model"), ("fill-mask", "DebertaV2ForMaskedLM")):
+        spec = resolve(str(folder), task=task)
+        assert spec.architecture == architecture
+        plugins.family("deberta-v2").load(spec)
+    with pytest.raises(UsageError, match=r"lacks .*classifier"):
+        plugins.family("deberta-v2").load(resolve(str(folder), task="text-classification"))
+
+
+def test_a_hub_repository_without_safetensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--some--deberta"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    snapshot = repository / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text(json.dumps({"model_type": "deberta-v2", "vocab_size": 20}))
+    spec = resolve("some/deberta", offline=True)
+    with pytest.raises(UsageError, match="'some/deberta' has no weights in safetensors on the Hub") as caught:
+        plugins.family("deberta-v2").load(spec)
+    for wanted in (
+        "transformers.DebertaV2Model.from_pretrained('some/deberta').save_pretrained('deberta')",
+        "transformers.AutoTokenizer.",
+        "--model ./deberta",
+    ):
+        assert wanted in caught.value.hint
 
 
 def test_models_with_two_sides_or_without_a_head_are_refused(tmp_path: Path) -> None:
