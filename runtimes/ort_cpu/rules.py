@@ -17,32 +17,35 @@ from runtimes._onnxruntime.rules.int8_conv import fold_int8_conv_weights
 from runtimes._onnxruntime.rules.int8_linear import lower_int8_linears
 from runtimes._onnxruntime.rules.merge_linears import merge_linears
 from runtimes._onnxruntime.rules.own_linear import use_block_linear
+from runtimes._onnxruntime.rules.token_rows import use_token_rows
 from toolkit.types import ModelSpec, Step
 
-__all__ = ["rules_for"]
+__all__ = ["PLAIN", "rules_for"]
 
-_ALWAYS: tuple[Rule, ...] = (
+PLAIN: tuple[Rule, ...] = (
     lower_attention,
     lower_block_linears,
     use_block_linear,
     lower_int8_linears,
     fold_int8_conv_weights,
 )
+"""What every graph is lowered with. `benchmarks/lowering.py` races other forms against what these make."""
 
 
 def rules_for(spec: ModelSpec) -> tuple[Rule, ...]:
-    """What every graph is lowered with, and before that what only a language model needs.
+    """What every graph is lowered with, before that what only a language model needs, and after it what only pays in
+    others, as docs/ort-lowering.md shows.
 
     Measured and left out: Add and RMSNormalization as one `SkipSimplifiedLayerNormalization` (as fast for one token,
     half as fast for 128); SiLU as `QuickGelu` (ONNX Runtime does that itself while loading); a tied head as
     `FusedMatMul` on the table itself (neither faster nor smaller: ONNX Runtime lets the transposed copy go).
     """
     if spec.kind != "decoder" or spec.decoder is None:
-        return _ALWAYS
+        return (*PLAIN, use_token_rows)
     total = spec.dims.get("total_sequence")
     positions = total.max if total is not None else spec.decoder.context
     cached = partial(lower_cached_attention, positions=positions, query_lengths=_knows_query_lengths())
-    return (_share, cached, merge_linears, *_ALWAYS)
+    return (_share, cached, merge_linears, *PLAIN)
 
 
 def _knows_query_lengths() -> bool:
