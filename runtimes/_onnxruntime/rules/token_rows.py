@@ -30,7 +30,7 @@ def use_token_rows(model: ir.Model, emit: Emitter) -> list[Step]:
     Values whose first two sizes have no name stay as they are.
     """
     nodes = list(model.graph)
-    if not any(_is_product(node) for node in nodes):
+    if not _pays(nodes):
         return []
     rule = _Rule(emit)
     for node in nodes:
@@ -101,11 +101,13 @@ class _Rule:
         self._sizes[key] = self._emit.before(anchor, "Concat", [sizes, rest], {"axis": 0}).outputs[0]
 
 
-def _is_product(node: ir.Node) -> bool:
-    if node.op_type == _INT8:
-        return _by_token(node)
-    linear = float_linear_at(node)
-    return linear is not None and _is_biased_on_tokens(linear)
+def _pays(nodes: list[ir.Node]) -> bool:
+    """Whether there is a `Gemm` to win, or a LayerNormalization to keep apart from the sum of an integer product."""
+    linears = (linear for node in nodes if (linear := float_linear_at(node)) is not None)
+    if any(_is_biased_on_tokens(linear) for linear in linears):
+        return True
+    kinds = {node.op_type for node in nodes if node.op_type in {_INT8, "LayerNormalization"} and _by_token(node)}
+    return len(kinds) > 1
 
 
 def _is_biased_on_tokens(linear: FloatLinear) -> bool:
