@@ -285,6 +285,18 @@ def _replace_gelu(model: ir.Model, emit: Emitter, write: Callable[[ir.Node, ir.V
     return len(nodes)
 
 
+def gelu_with_bias(model: ir.Model, emit: Emitter) -> int:
+    """`BiasGelu` written out, so that its product stays a `MatMul`."""
+    done = 0
+    for node in [node for node in list(model.graph) if node.op_type == "Gelu" and not node.domain]:
+        linear = _linear_of(node.inputs[0]) if node.inputs[0] is not None else None
+        if linear is not None and linear.bias is not None:
+            product = linear.product.outputs[0]
+            _finish(emit, node, _op(emit, node, "BiasGelu", product, linear.bias, domain=_MICROSOFT))
+            done += 1
+    return done
+
+
 def patches_as_product(model: ir.Model, emit: Emitter) -> int:
     """The patch `Conv`, whose kernel and stride are one patch, as a product over the patches' pixels."""
     done = 0
@@ -343,6 +355,7 @@ FORMS = {
     "rows [B*S, H], Gemm": Form("linear", (token_rows,)),
     "rows, Q, K, V merged": Form("linear", (merged_projections, merged_int8_projections, token_rows)),
     "rows, com.microsoft Attention": Form("linear", (attention_with_projection, token_rows)),
+    "rows, BiasGelu": Form("linear", (gelu_with_bias, token_rows)),
     "rows, mask as numbers": Form("linear", (mask_numbers, token_rows)),
     "no SkipLayerNormalization": Form("norm", without=("SkipLayerNormFusion",)),
     "no BiasGelu": Form("gelu", without=("BiasGeluFusion",)),

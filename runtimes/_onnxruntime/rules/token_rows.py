@@ -19,6 +19,7 @@ from toolkit.types import Step
 __all__ = ["use_token_rows"]
 
 _ELEMENTWISE = frozenset({"Add", "Div", "Erf", "Gelu", "Mul", "Relu", "Sigmoid", "Sub", "Tanh"})
+_OWN_ELEMENTWISE = frozenset({"BiasGelu", "FastGelu", "QuickGelu"})
 _INT8 = "MatMulIntegerToFloat"
 _PRODUCTS = frozenset({"MatMul", _INT8})
 _MICROSOFT = "com.microsoft"
@@ -131,7 +132,7 @@ def _kind_fits(node: ir.Node, tokens: list[ir.Value]) -> bool:
     if node.op_type in _PRODUCTS:
         return tokens == [node.inputs[0]] and node.domain == (_MICROSOFT if node.op_type == _INT8 else "")
     if node.domain:
-        return False
+        return node.domain == _MICROSOFT and node.op_type in _OWN_ELEMENTWISE
     if node.op_type == "LayerNormalization":
         return node.attributes.get_int("axis", -1) in {-1, 2}
     if node.op_type == "QuantizeLinear":
