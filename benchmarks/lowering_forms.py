@@ -15,6 +15,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from runtimes._onnxruntime.emit import Emitter
+from runtimes._onnxruntime.rules.column_scales import fold_column_scales
 from runtimes._onnxruntime.rules.float_linear import FloatLinear, float_linear_at
 from runtimes._onnxruntime.rules.token_rows import use_token_rows
 
@@ -324,6 +325,11 @@ def token_rows(model: ir.Model, emit: Emitter) -> int:
     return sum(step.count for step in use_token_rows(model, emit))
 
 
+def folded_factors(model: ir.Model, emit: Emitter) -> int:
+    """LayerScale inside the Linear before it."""
+    return sum(step.count for step in fold_column_scales(model, emit))
+
+
 def pooling_as_product(model: ir.Model, emit: Emitter) -> int:
     """The masked sum over tokens as mask [B, 1, S] times tokens [B, S, H], where it is Mul and ReduceSum."""
     done = 0
@@ -361,6 +367,8 @@ FORMS = {
     "no BiasGelu": Form("gelu", without=("BiasGeluFusion",)),
     "FastGelu (tanh)": Form("gelu", (gelu_by_tanh,), exact=False),
     "erf written out": Form("gelu", (gelu_decomposed,)),
+    "LayerScale folded": Form("factors", (folded_factors,)),
+    "rows, LayerScale folded": Form("linear", (folded_factors, token_rows)),
     "pooling as MatMul": Form("pooling", (pooling_as_product,)),
     "patches as MatMul": Form("patches", (patches_as_product,)),
     "no spinning": Form("session", entries={"session.intra_op.allow_spinning": "0"}),

@@ -13,6 +13,7 @@ from runtimes._onnxruntime.lowering import Rule
 from runtimes._onnxruntime.rules.attention import lower_attention
 from runtimes._onnxruntime.rules.block_linear import lower_block_linears
 from runtimes._onnxruntime.rules.cached_attention import lower_cached_attention
+from runtimes._onnxruntime.rules.column_scales import fold_column_scales
 from runtimes._onnxruntime.rules.int8_conv import fold_int8_conv_weights
 from runtimes._onnxruntime.rules.int8_linear import lower_int8_linears
 from runtimes._onnxruntime.rules.merge_linears import merge_linears
@@ -41,7 +42,7 @@ def rules_for(spec: ModelSpec) -> tuple[Rule, ...]:
     `FusedMatMul` on the table itself (neither faster nor smaller: ONNX Runtime lets the transposed copy go).
     """
     if spec.kind != "decoder" or spec.decoder is None:
-        return (*PLAIN, use_token_rows)
+        return (*PLAIN, fold_column_scales, use_token_rows)
     total = spec.dims.get("total_sequence")
     positions = total.max if total is not None else spec.decoder.context
     cached = partial(lower_cached_attention, positions=positions, query_lengths=_knows_query_lengths())
