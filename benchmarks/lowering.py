@@ -2,10 +2,10 @@
 
     python benchmarks/lowering.py MODEL[:random]... [--scheme fp32]... [--shape batch=1,sequence=128]... [--json FILE]
 
-A model is what `toolkit export --model` takes. The plain graph is what the rules make that every graph is lowered
-with; forms are in `lowering_forms.py`. Plain graph and form take turns in one process, and a round's ratio is of
-neighbours in time. `--clock cpu` counts processor time of one thread, which holds on a machine that is not quiet but
-says nothing of threads. What was raced takes its place in the JSON, the rest of the file stays.
+A model is what `toolkit export --model` takes. The plain graph is one of stock kernels, before any choice; forms are
+in `lowering_forms.py`. Plain graph and form take turns in one process, and a round's ratio is of neighbours in time.
+`--clock cpu` counts processor time of one thread, which holds on a machine that is not quiet but says nothing of
+threads. What was raced takes its place in the JSON, the rest of the file stays.
 """
 
 from __future__ import annotations
@@ -25,13 +25,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
-from lowering_forms import FORMS, PLAIN_FORM, Form, FormRule
+from lowering_forms import FORMS, PLAIN, PLAIN_FORM, Form, FormRule
 
 from runtimes._onnxruntime.emit import Emitter
 from runtimes._onnxruntime.lowering import Rule, lower_graph
 from runtimes._onnxruntime.operators import contents
 from runtimes._onnxruntime.session import physical_cores, session_options
-from runtimes.ort_cpu.rules import PLAIN
 from toolkit.bench import REST_SECONDS, sized_inputs
 from toolkit.plan import Request, plan
 from toolkit.progress import Silent

@@ -15,11 +15,18 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from runtimes._onnxruntime.emit import Emitter
+from runtimes._onnxruntime.lowering import Rule
+from runtimes._onnxruntime.rules.attention import lower_attention
 from runtimes._onnxruntime.rules.column_scales import fold_column_scales
 from runtimes._onnxruntime.rules.float_linear import FloatLinear, float_linear_at
+from runtimes._onnxruntime.rules.int8_conv import fold_int8_conv_weights
+from runtimes._onnxruntime.rules.int8_linear import lower_int8_linears
 from runtimes._onnxruntime.rules.token_rows import use_token_rows
 
-__all__ = ["FORMS", "PLAIN_FORM", "Form", "FormRule"]
+__all__ = ["FORMS", "PLAIN", "PLAIN_FORM", "Form", "FormRule"]
+
+PLAIN: tuple[Rule, ...] = (lower_attention, lower_int8_linears, fold_int8_conv_weights)
+"""What makes a graph of stock kernels, before any choice."""
 
 _MICROSOFT = "com.microsoft"
 _HEADS_APART = [0, 2, 1, 3]

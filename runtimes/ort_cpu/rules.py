@@ -21,16 +21,15 @@ from runtimes._onnxruntime.rules.own_linear import use_block_linear
 from runtimes._onnxruntime.rules.token_rows import use_token_rows
 from toolkit.types import ModelSpec, Step
 
-__all__ = ["PLAIN", "rules_for"]
+__all__ = ["rules_for"]
 
-PLAIN: tuple[Rule, ...] = (
+_ALWAYS: tuple[Rule, ...] = (
     lower_attention,
     lower_block_linears,
     use_block_linear,
     lower_int8_linears,
     fold_int8_conv_weights,
 )
-"""What every graph is lowered with. `benchmarks/lowering.py` races other forms against what these make."""
 
 
 def rules_for(spec: ModelSpec) -> tuple[Rule, ...]:
@@ -42,11 +41,11 @@ def rules_for(spec: ModelSpec) -> tuple[Rule, ...]:
     `FusedMatMul` on the table itself (neither faster nor smaller: ONNX Runtime lets the transposed copy go).
     """
     if spec.kind != "decoder" or spec.decoder is None:
-        return (*PLAIN, fold_column_scales, use_token_rows)
+        return (*_ALWAYS, fold_column_scales, use_token_rows)
     total = spec.dims.get("total_sequence")
     positions = total.max if total is not None else spec.decoder.context
     cached = partial(lower_cached_attention, positions=positions, query_lengths=_knows_query_lengths())
-    return (_share, cached, merge_linears, *PLAIN)
+    return (_share, cached, merge_linears, *_ALWAYS)
 
 
 def _knows_query_lengths() -> bool:
