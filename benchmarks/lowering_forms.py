@@ -213,8 +213,12 @@ def _array(value: ir.Value | None) -> np.ndarray[Any, Any]:
     return value.const_value.numpy()
 
 
-def merged_projections(model: ir.Model, emit: Emitter) -> int:
-    """Query, key and value as one fp32 Linear and a Split."""
+def merged(model: ir.Model, emit: Emitter) -> int:
+    """Query, key and value as one Linear, of fp32 or int8, and a Split."""
+    return _merged_fp32(model, emit) + _merged_int8(model, emit)
+
+
+def _merged_fp32(model: ir.Model, emit: Emitter) -> int:
     done = 0
     for each in _attentions(model):
         linears = [_linear_of(value) for value in each.values]
@@ -229,8 +233,8 @@ def merged_projections(model: ir.Model, emit: Emitter) -> int:
     return done
 
 
-def merged_int8_projections(model: ir.Model, emit: Emitter) -> int:
-    """Query, key and value as one int8 product and a Split: scales are per column, the activation is shared."""
+def _merged_int8(model: ir.Model, emit: Emitter) -> int:
+    """Scales are per column and the activation is shared, so that nothing changes but the number of products."""
     done = 0
     for each in _attentions(model):
         nodes = [node for value in each.values if (node := value.producer()) is not None]
@@ -363,10 +367,10 @@ FORMS = {
     "decomposed": Form("attention", (attention_decomposed,)),
     "mask as numbers": Form("mask", (mask_numbers,)),
     "no mask (wrong with padding)": Form("mask", (without_mask,), exact=False),
-    "Q, K, V merged + Split": Form("projections", (merged_projections, merged_int8_projections)),
+    "Q, K, V merged + Split": Form("projections", (merged,)),
     "Gemm 2-D, Reshapes around": Form("linear", (linears_as_gemm,)),
     "rows [B*S, H], Gemm": Form("linear", (token_rows,)),
-    "rows, Q, K, V merged": Form("linear", (merged_projections, merged_int8_projections, token_rows)),
+    "rows, Q, K, V merged": Form("linear", (merged, token_rows)),
     "rows, com.microsoft Attention": Form("linear", (attention_with_projection, token_rows)),
     "rows, BiasGelu": Form("linear", (gelu_with_bias, token_rows)),
     "rows, mask as numbers": Form("linear", (mask_numbers, token_rows)),
