@@ -70,6 +70,12 @@ def test_an_int8_linear_keeps_its_integers(steps, with_bias, tmp_path):
     assert ir.load(lowered.path).graph.initializers["integers"].dtype == ir.DataType.INT8
 
 
+def test_two_linears_may_share_bias_and_factors(tmp_path):
+    one = INT8.format(steps="steps") + "biased = Add(product, bias)\ny = Mul(biased, factors)"
+    other = "p = MatMul(x, weight)\nb = Add(p, bias)\nz = Mul(b, factors)"
+    assert kinds(compared(f"{one}\n{other}", tmp_path, "y z", "int8"))["Mul"] == 0
+
+
 @pytest.mark.parametrize(
     ("body", "outputs"),
     [

@@ -21,21 +21,26 @@ _INT8 = "MatMulIntegerToFloat"
 _SCALES, _BIAS = 3, 6
 
 _Input = tuple[ir.Node, int, ir.Value]
+_Made = dict[tuple[ir.Value, ir.Value], ir.Value]
+"""Scaled constants by what they were made of: exporters store equal constants once."""
 
 
 def fold_column_scales(model: ir.Model, emit: Emitter) -> list[Step]:
     """Fold every `Mul` of a Linear's result, which nothing else may read, with fp32 constants [N]."""
     nodes = [node for node in list(model.graph) if node.op_type == "Mul" and not node.domain]
-    folded = sum(_fold(node, emit) for node in nodes)
+    made: _Made = {}
+    folded = sum(_fold(node, emit, made) for node in nodes)
     return [Step("lower", "column factors folded into their Linear", folded, "as LayerScale's")] if folded else []
 
 
-def _fold(mul: ir.Node, emit: Emitter) -> bool:
+def _fold(mul: ir.Node, emit: Emitter, made: _Made) -> bool:
     for result, factors in (mul.inputs, reversed(mul.inputs)):
         if result is None or factors is None or not _fits(result, factors) or not (inputs := _inputs(result)):
             continue
         for node, index, value in inputs:
-            node.replace_input_with(index, _scaled(emit, value, factors))
+            if (value, factors) not in made:
+                made[value, factors] = _scaled(emit, value, factors)
+            node.replace_input_with(index, made[value, factors])
         emit.replace(mul.outputs[0], result)
         if mul.graph is not None:
             mul.graph.remove(mul, safe=True)
