@@ -75,10 +75,8 @@ class _Rule:
         for node in reversed(self._replaced):
             old = node.outputs[0]
             if old.uses() or old.is_graph_output():
-                sizes = self._sizes[_leading(old)]
-                self._emit.replace(
-                    old, self._emit.before(node, "Reshape", [self._rows[old], sizes], like=old).outputs[0]
-                )
+                inputs = [self._rows[old], self._sizes[_leading(old)]]
+                self._emit.replace(old, self._between(node, "Reshape", inputs, like=old))
             if node.graph is not None:
                 node.graph.remove(node, safe=True)
 
@@ -90,16 +88,29 @@ class _Rule:
         if value not in self._rows:
             self._measure(anchor, value)
             sizes = self._emit.constant(np.asarray([-1, _width(value)], np.int64))
-            self._rows[value] = _as_rows(self._emit.before(anchor, "Reshape", [value, sizes]).outputs[0], value)
+            self._rows[value] = _as_rows(self._between(anchor, "Reshape", [value, sizes]), value)
         return self._rows[value]
 
     def _measure(self, anchor: ir.Node, value: ir.Value) -> None:
         """Have [B, S, -1] computed, once, from the first value of these sizes."""
         if (key := _leading(value)) in self._sizes:
             return
-        sizes = self._emit.before(anchor, "Shape", [value], {"end": 2}).outputs[0]
+        sizes = self._between(anchor, "Shape", [value], {"end": 2})
         rest = self._emit.constant(np.asarray([-1], np.int64))
-        self._sizes[key] = self._emit.before(anchor, "Concat", [sizes, rest], {"axis": 0}).outputs[0]
+        self._sizes[key] = self._between(anchor, "Concat", [sizes, rest], {"axis": 0})
+
+    def _between(
+        self,
+        anchor: ir.Node,
+        op_type: str,
+        inputs: list[ir.Value],
+        attributes: dict[str, Any] | None = None,
+        like: ir.Value | None = None,
+    ) -> ir.Value:
+        """The output of a node of no module: a module's output is what it computes, not that on other axes."""
+        made = self._emit.before(anchor, op_type, inputs, attributes, like=like)
+        made.metadata_props.clear()
+        return made.outputs[0]
 
 
 def _pays(nodes: list[ir.Node]) -> bool:
