@@ -7,10 +7,14 @@ import math
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from click.testing import CliRunner
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 from scoped_graphs import WIDTH, array, divided, node, save, two_blocks
 
+from runtimes._onnxruntime.emit import Emitter
+from runtimes._onnxruntime.rules.token_rows import use_token_rows
 from runtimes._onnxruntime.tapped import TappedGraph
 from toolkit.cli import main
 from toolkit.compare.modules import Modules
@@ -90,6 +94,29 @@ def test_the_module_that_adds_the_noise_is_the_guilty_one(tmp_path):
     assert modules["layers.1.fc2"].bad
     assert modules["layers.1.fc2"].added < 1e-12
     assert modules["layers.0.fc2"].added == pytest.approx(10 ** (-modules["layers.0.fc2"].sqnr_db / 10), rel=1e-3)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_tokens_as_rows_are_the_same_tensor(turned, tmp_path):
+    """The runtime `ort-cpu` holds [batch, tokens, width] as [batch · tokens, width]."""
+
+    def coarse(weights):
+        weights["layers.0.w2"] = np.round(weights["layers.0.w2"] * 2) / 2
+
+    def rows(path):
+        model = ir.from_proto(onnx.shape_inference.infer_shapes(onnx.load(path)))
+        assert use_token_rows(model, Emitter(model))
+        RemoveUnusedNodesPass()(model)
+        ir.save(model, path)
+        return path
+
+    left, right = two_blocks(tmp_path / "a.onnx"), two_blocks(tmp_path / "b.onnx", change=coarse)
+    found = compare(str(rows(left)), str(right)) if turned else compare(str(left), str(rows(right)))
+    assert not any(module.failure for module in found.modules)
+    assert found.guilty[0] == "layers.0.fc2"
+    modules = by_name(found)
+    assert modules["layers.0.norm"].sqnr_db > 120
+    assert modules["layers.1.fc2"].added < 1e-12
 
 
 def test_what_a_graph_divides_is_multiplied_again(tmp_path):

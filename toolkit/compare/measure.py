@@ -133,6 +133,7 @@ class _Run:
         reference = self._store.get(index, self._keys[name])
         candidate = self._plain(name, array)
         seen.shape, seen.half = candidate.shape, array.dtype == np.float16
+        reference = _like(reference, candidate, batch)
         seen.candidate_absmax = max(seen.candidate_absmax, _absmax(candidate))
         if reference is not None:
             seen.reference_absmax = max(seen.reference_absmax, _absmax(reference))
@@ -152,6 +153,7 @@ class _Run:
     def _add_alone(self, index: int, batch: Tensors, name: str, array: NDArray[Any]) -> None:
         seen, reference = self.measured.tensors[name], self._store.get(index, self._keys[name])
         candidate = self._plain(name, array)
+        reference = _like(reference, candidate, batch)
         if reference is None or reference.shape != candidate.shape:
             return
         reference, candidate = _attended(reference, batch), _attended(candidate, batch)
@@ -166,10 +168,11 @@ class _Run:
         return plain if divisor is None else plain * divisor
 
     def _fed(self, index: int, name: str) -> NDArray[Any]:
-        array = self._store.get(index, self._keys[name])
+        seen = self.measured.tensors[name]
+        array = _with_rank(self._store.get(index, self._keys[name]), len(seen.shape), self._batches[index])
         if array is None:
             raise StageError("compare", f"the reference has no {self._keys[name].name} in batch {index}")
-        return as_fed(array, self._taps.divisors.get(name), half=self.measured.tensors[name].half)
+        return as_fed(array, self._taps.divisors.get(name), half=seen.half)
 
     def _errors(self) -> list[Path]:
         return [path for index in range(len(self._batches)) if (path := self._work / f"error-{index}.npy").exists()]
@@ -181,15 +184,38 @@ def _absmax(array: NDArray[Any]) -> float:
     return math.inf if math.isnan(largest) else largest
 
 
+def _like(reference: NDArray[Any] | None, candidate: NDArray[Any], batch: Tensors) -> NDArray[Any] | None:
+    """The reference with the candidate's shape, where only the way that both hold tokens differs."""
+    alike = _with_rank(reference, candidate.ndim, batch)
+    return alike if alike is not None and alike.shape == candidate.shape else reference
+
+
+def _with_rank(array: NDArray[Any] | None, rank: int, batch: Tensors) -> NDArray[Any] | None:
+    """Tokens as the other side holds them: [batch, tokens, width] or, as `ort-cpu` does, [batch · tokens, width]."""
+    if array is None or {array.ndim, rank} != {2, 3}:
+        return array
+    rows = len(next(iter(batch.values())))
+    leading = (-1,) if rank == 2 else (rows, -1)
+    fits = array.ndim == 3 or len(array) % max(rows, 1) == 0
+    return array.reshape(*leading, array.shape[-1]) if fits and array.size else array
+
+
 def _attended(array: NDArray[Any], batch: Tensors) -> NDArray[Any]:
-    """Zeros where a tensor [batch, tokens, …] stands for padding, which has no meaning; NaN and Inf stay."""
+    """Zeros where a tensor [batch, tokens, …] or [batch · tokens, …] stands for padding, which has no meaning.
+
+    NaN and Inf stay.
+    """
     mask, ids = batch.get(ATTENTION_MASK), batch.get(_IDS)
-    if mask is None or ids is None or array.ndim < 2 or array.shape[:2] != ids.shape:
+    if mask is None or ids is None or array.ndim < 2:
         return array
     attended = mask[:, -ids.shape[1] :] != 0
+    if array.shape[:2] != ids.shape:
+        if array.ndim != 2 or len(array) != ids.size:
+            return array
+        attended = attended.reshape(-1)
     if attended.all():
         return array
-    kept = attended.reshape(*attended.shape, *[1] * (array.ndim - 2)) | ~np.isfinite(array)
+    kept = attended.reshape(*attended.shape, *[1] * (array.ndim - attended.ndim)) | ~np.isfinite(array)
     return np.where(kept, array, array.dtype.type(0))
 
 
