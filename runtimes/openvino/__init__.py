@@ -23,10 +23,11 @@ from toolkit.types import (
     TargetOptions,
 )
 
-__all__ = ["KINDS", "RUNTIME", "SCHEMES", "OpenVino"]
+__all__ = ["KINDS", "RUNTIME", "SCHEMES", "UNSIGNED", "OpenVino"]
 
 SCHEMES = ("fp32", "bf16", "int8")
 KINDS = ("encoder", "vision", "decoder", "module")
+UNSIGNED = ("int8",)
 
 
 class OpenVino:

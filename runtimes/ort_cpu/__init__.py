@@ -27,10 +27,11 @@ from toolkit.types import (
     TargetOptions,
 )
 
-__all__ = ["KINDS", "RUNTIME", "SCHEMES", "OrtCpu"]
+__all__ = ["KINDS", "RUNTIME", "SCHEMES", "UNSIGNED", "OrtCpu"]
 
 SCHEMES = ("fp32", "fp16", "int8", "int8-dynamic", "int4")
 KINDS = ("encoder", "vision", "decoder", "module")
+UNSIGNED = ("int8",)
 
 
 class OrtCpu:

@@ -27,10 +27,11 @@ from toolkit.types import (
     TensorSpec,
 )
 
-__all__ = ["FIXED", "KINDS", "RUNTIME", "SCHEMES", "OrtMobile"]
+__all__ = ["FIXED", "KINDS", "RUNTIME", "SCHEMES", "UNSIGNED", "OrtMobile"]
 
 SCHEMES = ("fp32", "fp16", "int8")
 KINDS = ("encoder", "vision", "module")
+UNSIGNED = ("int8",)
 FIXED = True
 """Dynamic dimensions have one size, their `opt`, and one row: see `toolkit.plan`."""
 

@@ -45,7 +45,7 @@ def tuned(changes: Quantization, base: QuantConfig) -> QuantConfig:
 
 def taken(changes: Quantization, recipes: Iterable[QuantConfig]) -> Quantization:
     """Those of the changes that one of the schemes has a use for."""
-    keys = {key for base in recipes for key in _tunable(base)}
+    keys = {key for base in recipes for key in _keys_taken(changes, base)}
     kept = [key.replace("-", "_") for key in given_keys(changes) if key in keys]
     return Quantization(**{name: getattr(changes, name) for name in kept})
 
@@ -57,7 +57,7 @@ def require_taken(changes: Quantization, recipes: Sequence[Mapping[str, QuantCon
     """
     bases = [base for each in recipes for base in each.values()]
     for key in given_keys(changes):
-        if not any(key in _tunable(base) for base in bases):
+        if not any(key in _keys_taken(changes, base) for base in bases):
             names = ", ".join(f"'{name}'" for name in dict.fromkeys(name for each in recipes for name in each))
             can = dict.fromkeys(key for base in bases for key in _tunable(base))
             has = f"It can be tuned by: {', '.join(can)}." if can else "It cannot be tuned."
@@ -77,7 +77,19 @@ def _tunable(base: QuantConfig) -> tuple[str, ...]:
     calibrated = ("calibration",) if base.calibration in ("minmax", "percentile") else ()
     attention = ("attention",) if calibrated and base.weights == "int8" else ()
     smoothing = ("smoothing",) if base.smoothing is not None else ()
-    return ("exclude", "layers", *calibrated, *attention, *smoothing)
+    rounding = ("rounding",) if _rounds_by_channel(base) else ()
+    return ("exclude", "layers", *calibrated, *attention, *smoothing, *rounding)
+
+
+def _rounds_by_channel(base: QuantConfig) -> bool:
+    """Whether weights of one scale a channel are rounded by data: where activations are measured anyway."""
+    return base.weights == "int8" and base.granularity == "per-channel" and base.calibration != "none"
+
+
+def _keys_taken(changes: Quantization, base: QuantConfig) -> list[str]:
+    """Those of the given keys whose value this recipe has a use for."""
+    by_channel = _rounds_by_channel(base) and changes.rounding not in (None, *_CHANNEL_ROUNDING)
+    return [key for key in given_keys(changes) if key in _tunable(base) and not (key == "rounding" and by_channel)]
 
 
 def _one_of(*allowed: str) -> Callable[[str, str], str]:
@@ -115,14 +127,14 @@ def _layers(key: str, value: str) -> dict[str, str]:
 
 
 def _share(key: str, value: str) -> float | str:
-    if value == "off":
+    if value in ("search", "off"):
         return value
     try:
         share = float(value)
     except ValueError:
         share = -1.0
     if not 0 <= share <= 1:
-        raise UsageError(f"'{value}' is no {key}", hint="Allowed: a number from 0 to 1, or off.")
+        raise UsageError(f"'{value}' is no {key}", hint="Allowed: a number from 0 to 1, search or off.")
     return share
 
 
@@ -136,6 +148,7 @@ _READ: Mapping[str, Callable[[str, str], Any]] = {
     "calibration": _one_of("minmax", "percentile"),
     "attention": _one_of("float", "int8"),
 }
+_CHANNEL_ROUNDING = ("nearest", "gptq")
 _ALLOWED = f"Allowed: {', '.join(_READ)}; as --recipe block-size=64,rounding=awq."
 _VALUES: Mapping[str, Callable[[Any], Any]] = {
     "smoothing": lambda value: None if value == "off" else value,
