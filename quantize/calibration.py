@@ -190,7 +190,8 @@ def measure_channels(model: ir.Model, widths: Mapping[ir.Value, int], calibratio
             # The sum is there for NaN, which the two extremes may drop.
             if np.isnan(squares).any() or not (np.isfinite(low) & np.isfinite(high)).all():
                 raise not_finite(value, "NaN" if np.isnan(squares).any() else "Inf", index)
-            found = Channels(*(each.astype(np.float64) for each in (low, high, squares)), int(size) // width)
+            lowest, highest, power = (each.astype(np.float64) for each in (low, high, squares))
+            found = Channels(lowest, highest, power, int(size) // width)
             seen[name] = seen[name].union(found) if name in seen else found
     return seen
 
