@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 __all__ = [
     "E4M3_LARGEST",
+    "affine_scale",
     "channel_absmax",
     "dequantize",
     "quantize_activation",
@@ -40,6 +41,17 @@ def symmetric_scale(absmax: float | NDArray[Any], largest: float = _QMAX) -> NDA
         raise ValueError("a scale needs a finite, non-negative range")
     scale = (bound / largest).astype(np.float32)
     return np.where(scale < np.finfo(np.float32).tiny, np.float32(1), scale)
+
+
+def affine_scale(low: float, high: float) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """The float32 scale [] and the uint8 zero point [] that map `low` to 0 and `high` to 255.
+
+    The range is widened to hold 0, which is then a step of its own: padding stays exact.
+    Raises ValueError where a bound is not finite.
+    """
+    bottom, top = min(low, 0.0), max(high, 0.0)
+    scale = symmetric_scale(top - bottom, 255)
+    return scale, np.asarray(np.clip(np.rint(-bottom / scale), 0, 255), np.uint8)
 
 
 def channel_absmax(weight: NDArray[Any], axis: int) -> NDArray[Any]:

@@ -37,11 +37,18 @@ _FOLDER_KEY = "session.model_external_initializers_file_folder_path"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Channels:
-    """What the channels [K] of a tensor held: the largest magnitude [K], the sum of squares [K], and how many rows."""
+    """What the channels [K] of a tensor held: least and greatest number [K], sum of squares [K], and how many rows."""
 
-    absmax: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
     squares: NDArray[np.float64]
     rows: int
+
+    @property
+    def absmax(self) -> NDArray[np.float64]:
+        """The largest magnitude of each channel [K]."""
+        found: NDArray[np.float64] = np.maximum(np.abs(self.low), np.abs(self.high))
+        return found
 
     @property
     def mean_square(self) -> NDArray[np.float64]:
@@ -50,7 +57,12 @@ class Channels:
 
     def union(self, other: Channels) -> Channels:
         """What both saw."""
-        return Channels(np.maximum(self.absmax, other.absmax), self.squares + other.squares, self.rows + other.rows)
+        low, high = np.minimum(self.low, other.low), np.maximum(self.high, other.high)
+        return Channels(low, high, self.squares + other.squares, self.rows + other.rows)
+
+    def range(self, divisors: NDArray[np.floating[Any]] | float = 1.0) -> Range:
+        """That of all channels together, each divided by its own of `divisors` [K]."""
+        return Range(float((self.low / divisors).min()), float((self.high / divisors).max()))
 
 
 def require(calibration: Calibration | None, scheme: str) -> Calibration:
@@ -107,9 +119,8 @@ def measure_channels(model: ir.Model, widths: Mapping[ir.Value, int], calibratio
             # The sum is there for NaN, which the two extremes may drop.
             if np.isnan(squares).any() or not (np.isfinite(low) & np.isfinite(high)).all():
                 raise not_finite(value, "NaN" if np.isnan(squares).any() else "Inf", index)
-            found = Channels(
-                np.maximum(np.abs(low), np.abs(high)).astype(np.float64), squares.astype(np.float64), int(size) // width
-            )
+            lowest, highest, power = (each.astype(np.float64) for each in (low, high, squares))
+            found = Channels(lowest, highest, power, int(size) // width)
             seen[name] = seen[name].union(found) if name in seen else found
     return seen
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from types import MappingProxyType
+from typing import Any
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from quantize.arithmetic import channel_absmax, symmetric_scale
 from quantize.formats import INT8, Format
@@ -17,11 +21,14 @@ from toolkit.types import Step
 __all__ = [
     "EXCLUDED",
     "Linear",
+    "Rounded",
     "drop_unused",
     "excluded_step",
     "find_linears",
     "not_finite_weight",
+    "quantize_activations",
     "quantize_linears",
+    "quantize_weights",
     "split_excluded",
 ]
 
@@ -33,6 +40,10 @@ _MIXING = frozenset({"MatMul", "Gemm", "Conv", "FusedAttention", "Attention", "E
 
 QuantizeActivation = Callable[["Linear"], list[ir.Node]]
 """Answers the nodes that turn `linear.activation` into 8 bits and back; the last one's output is used."""
+
+
+Rounded = tuple[NDArray[Any], NDArray[np.float32]]
+"""The 8-bit numbers of a weight, shaped as it is, and the scales of its output channels."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,27 +87,42 @@ def excluded_step(excluded: list[Linear], patterns: tuple[str, ...]) -> list[Ste
     return [Step("quantize", EXCLUDED, len(excluded), f"{', '.join(patterns)} matched {modules}")]
 
 
+def quantize_activations(graph: ir.Graph, linears: list[Linear], activation: QuantizeActivation) -> Step:
+    """Put 8 bits and back before every Linear; those that read the same tensor share one quantized form of it."""
+    made: dict[ir.Value, ir.Value] = {}
+    for linear in linears:
+        if linear.activation not in made:
+            made[linear.activation] = _insert(graph, linear.node, activation(linear))
+        linear.node.replace_input_with(0, made[linear.activation])
+    return Step("quantize", "quantized activations", len(made), "one for all readers of a tensor")
+
+
+def quantize_weights(
+    graph: ir.Graph,
+    linears: list[Linear],
+    form: Format = INT8,
+    rounded: Mapping[ir.Value, Rounded] = MappingProxyType({}),
+) -> list[Step]:
+    """Give every Linear an 8-bit weight behind DequantizeLinear; those that share a weight share that.
+
+    `rounded` holds the 8-bit numbers and scales of weights that are not merely rounded to the nearest.
+    """
+    weights: dict[tuple[ir.Value, int], ir.Value] = {}
+    for linear in linears:
+        key = (linear.weight, linear.axis)
+        if key not in weights:
+            weights[key] = _dequantized_weight(graph, linear, form, rounded.get(linear.weight))
+        linear.node.replace_input_with(1, weights[key])
+    drop_unused(graph, [linear.weight for linear in linears])
+    return _steps(linears, form, len(weights))
+
+
 def quantize_linears(
     graph: ir.Graph, linears: list[Linear], activation: QuantizeActivation | None, form: Format = INT8
 ) -> list[Step]:
-    """Give every Linear an 8-bit weight behind DequantizeLinear, and quantized activations unless those are None.
-
-    Linears that read the same tensor share one quantized form of it; those that share a weight share that.
-    """
-    weights: dict[tuple[ir.Value, int], ir.Value] = {}
-    activations: dict[ir.Value, ir.Value] = {}
-    for linear in linears:
-        weight_key = (linear.weight, linear.axis)
-        if weight_key not in weights:
-            weights[weight_key] = _dequantized_weight(graph, linear, form)
-        linear.node.replace_input_with(1, weights[weight_key])
-        if activation is None:
-            continue
-        if linear.activation not in activations:
-            activations[linear.activation] = _insert(graph, linear.node, activation(linear))
-        linear.node.replace_input_with(0, activations[linear.activation])
-    drop_unused(graph, [linear.weight for linear in linears])
-    return _steps(linears, form, len(weights), len(activations))
+    """Both: 8-bit weights rounded to the nearest, and quantized activations unless those are None."""
+    activations = [quantize_activations(graph, linears, activation)] if activation is not None else []
+    return [*quantize_weights(graph, linears, form), *activations]
 
 
 def _as_linear(node: ir.Node) -> Linear | None:
@@ -135,10 +161,27 @@ def _is_fed(value: ir.Value) -> bool:
     return reaches_input
 
 
-def _dequantized_weight(graph: ir.Graph, linear: Linear, form: Format) -> ir.Value:
-    tensor, axis, name = linear.weight.const_value, linear.axis, linear.weight.name or "weight"
+def _dequantized_weight(graph: ir.Graph, linear: Linear, form: Format, rounded: Rounded | None) -> ir.Value:
+    axis, name = linear.axis, linear.weight.name or "weight"
+    if rounded is not None:
+        scale, stored = rounded[1], ir.tensor(rounded[0], dtype=form.dtype)
+    else:
+        scale, stored = _nearest(linear, form)
+    inputs: list[ir.Value | None] = [
+        add_initializer(graph, f"{name}_{form.name}", stored),
+        add_initializer(graph, f"{name}_scale", ir.tensor(scale)),
+        add_initializer(graph, f"{name}_zero_point", form.zeros(scale.shape)),
+    ]
+    output = unused_name(graph, f"{name}_dequantized")
+    node = new_node("DequantizeLinear", inputs, output, linear.node, axis=axis)
+    return _insert(graph, linear.node, [node], dtype=ir.DataType.FLOAT, shape=ir.Shape(stored.shape))
+
+
+def _nearest(linear: Linear, form: Format) -> tuple[NDArray[np.float32], ir.TensorProtocol]:
+    """The scales of the weight, and its nearest 8-bit numbers, which are made when they are read."""
+    tensor, axis = linear.weight.const_value, linear.axis
     if tensor is None:
-        raise ValueError(f"weight {name} has no data")
+        raise ValueError(f"weight {linear.weight.name} has no data")
     absmax = map_tensor(tensor, lambda array: channel_absmax(array, axis))
     try:
         scale = symmetric_scale(absmax, form.largest)
@@ -149,14 +192,7 @@ def _dequantized_weight(graph: ir.Graph, linear: Linear, form: Format) -> ir.Val
         dtype=form.dtype,
         shape=ir.Shape(tensor.shape),
     )
-    inputs: list[ir.Value | None] = [
-        add_initializer(graph, f"{name}_{form.name}", stored),
-        add_initializer(graph, f"{name}_scale", ir.tensor(scale)),
-        add_initializer(graph, f"{name}_zero_point", form.zeros(scale.shape)),
-    ]
-    output = unused_name(graph, f"{name}_dequantized")
-    node = new_node("DequantizeLinear", inputs, output, linear.node, axis=axis)
-    return _insert(graph, linear.node, [node], dtype=ir.DataType.FLOAT, shape=ir.Shape(tensor.shape))
+    return scale, stored
 
 
 def not_finite_weight(linear: Linear) -> StageError:
@@ -198,12 +234,11 @@ def drop_unused(graph: ir.Graph, weights: Iterable[ir.Value]) -> None:
             del graph.initializers[str(weight.name)]
 
 
-def _steps(linears: list[Linear], form: Format, weights: int, activations: int) -> list[Step]:
+def _steps(linears: list[Linear], form: Format, weights: int) -> list[Step]:
     convolutions = sum(linear.node.op_type == "Conv" for linear in linears)
     return [
         Step(
             "quantize", f"{form.name} Linears", len(linears) - convolutions, f"{weights} weights, one scale a channel"
         ),
         Step("quantize", f"{form.name} patch convolutions", convolutions, "one scale an output channel"),
-        Step("quantize", "quantized activations", activations, "one for all readers of a tensor"),
     ]

@@ -31,10 +31,18 @@ RoundGroup = Callable[[Group, Hessian], Mapping[str, Array]]
 """Answers, by name, the float32 weights that a group's Linears have from now on."""
 
 
-def walk(model: ir.Model, groups: Sequence[Group], calibration: Calibration, round_group: RoundGroup) -> None:
+def walk(
+    model: ir.Model,
+    groups: Sequence[Group],
+    calibration: Calibration,
+    round_group: RoundGroup,
+    *,
+    rows: int | None = None,
+) -> None:
     """Call `round_group` for each group in graph order with the Hessian of what its Linears read by then.
 
-    Rows that `attention_mask` calls padding are not counted. The model itself is not touched here.
+    Rows that `attention_mask` calls padding are not counted; of the others about `rows` are, spread evenly, where
+    those are given. The model itself is not touched here.
     Raises StageError that names the tensor where one holds NaN or Inf, UsageError where a batch lacks an input.
     """
     plan = _Plan(model, groups)
@@ -45,7 +53,7 @@ def walk(model: ir.Model, groups: Sequence[Group], calibration: Calibration, rou
         for stretch in plan.stretches:
             session = _open(plan, stretch, store, weights_folder(model))
             fed = {name: _weight(model, name, weights) for name in stretch.weights}
-            hessian = _run(session, stretch, store, fed)
+            hessian = _run(session, stretch, store, fed, rows)
             weights.update(round_group(stretch.group, hessian))
             weights = {name: array for name, array in weights.items() if name in stretch.later}
 
@@ -177,7 +185,11 @@ def _weight(model: ir.Model, name: str, rounded: Mapping[str, Array]) -> Array:
 
 
 def _run(
-    session: ort.InferenceSession | None, stretch: _Stretch, store: _Store, weights: Mapping[str, Array]
+    session: ort.InferenceSession | None,
+    stretch: _Stretch,
+    store: _Store,
+    weights: Mapping[str, Array],
+    most: int | None,
 ) -> Hessian:
     """Run one stretch over all batches, keep what is alive, and add up what the group's Linears read."""
     hessian = Hessian(stretch.group.width)
@@ -188,7 +200,7 @@ def _run(
             store.write(index, fetch(session, list(stretch.outputs), feed, index))
         activation = store.read(index, frozenset({name}))[name]
         try:
-            hessian.add(_real(activation, store.masks[index]))
+            hessian.add(_thinned(_real(activation, store.masks[index]), len(store), most))
         except ValueError as error:
             raise not_finite(stretch.group.activation, str(error), index) from error
         store.keep(index, stretch.alive)
@@ -201,6 +213,12 @@ def _real(activation: Array, mask: Array | None) -> Array:
         return activation
     kept: Array = activation[mask.astype(bool)]
     return kept
+
+
+def _thinned(activation: Array, batches: int, most: int | None) -> Array:
+    """Every so many rows, so that as many batches like this one have about `most` rows in all."""
+    rows: Array = activation.reshape(-1, activation.shape[-1])
+    return rows if most is None else rows[:: max(1, len(rows) * batches // most)]
 
 
 def _needed(nodes: Sequence[NodeProto], wanted: set[str], place: Mapping[str, int]) -> list[int]:

@@ -23,7 +23,7 @@ from quantize.scaled import note_divided
 from quantize.smoothing_fold import Fold, find_fold, rescale
 from toolkit.types import Step
 
-__all__ = ["Group", "channel_weights", "choose_smoothing", "find_groups", "smooth"]
+__all__ = ["Group", "channel_weights", "choose_smoothing", "divisors_at", "find_groups", "smooth", "worthwhile"]
 
 _LIMIT = 2.0**10
 _HEAVIEST = 1 << 16
@@ -79,10 +79,9 @@ def choose_smoothing(
         rows = _rows(group)
         if not np.isfinite(rows.squares).all():
             continue
-        divisors = _divisors(seen[name].absmax, rows.absmax, alpha)
+        divisors = divisors_at(seen[name].absmax, rows.absmax, alpha)
         plain, smoothed = (_noise(group, rows, seen[name], each) for each in (np.ones(group.width), divisors))
-        gain = _FOLDED_GAIN_DB if _fold(group) is not None else _MUL_GAIN_DB
-        if plain > smoothed * 10 ** (gain / 10):
+        if worthwhile(group, plain, smoothed):
             chosen[name] = divisors
     return chosen
 
@@ -154,7 +153,14 @@ def _multiply(graph: ir.Graph, group: Group, factor: NDArray[np.float32]) -> ir.
     return output
 
 
-def _divisors(amax: Vector, wmax: Vector, alpha: float) -> NDArray[np.float32]:
+def worthwhile(group: Group, plain: float, smoothed: float) -> bool:
+    """Whether that squared error after smoothing is enough below the one before, also where it takes a Mul."""
+    gain = _FOLDED_GAIN_DB if _fold(group) is not None else _MUL_GAIN_DB
+    return plain > smoothed * 10 ** (gain / 10)
+
+
+def divisors_at(amax: Vector, wmax: Vector, alpha: float) -> NDArray[np.float32]:
+    """s [K] of that strength, by the largest magnitudes [K] of an activation's channels and of the weights' rows."""
     alive = (amax > 0) & (wmax > 0)
     if not alive.any():
         return np.ones(amax.shape, np.float32)

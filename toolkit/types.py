@@ -246,8 +246,9 @@ class QuantConfig:
     symmetric: bool = True
     calibration: CalibrationMethod | Literal["none", "hessian"] = "none"
     exclude: tuple[str, ...] = ()
-    smoothing: float | None = None
-    """SmoothQuant's alpha, 0 to 1: how much of the activations' outliers moves into the weights, or None."""
+    smoothing: float | Literal["search"] | None = None
+    """SmoothQuant's alpha, 0 to 1: how much of the activations' outliers moves into the weights; the best of each
+    activation by `search`; or None."""
     block_size: int | None = None
     """How many weights along K share a scale, where the granularity is per-block."""
     rounding: Literal["nearest", "gptq", "awq", "hqq"] = "nearest"
@@ -507,8 +508,9 @@ class Runtime(Protocol):
 
     Its `__init__.py` also holds literals that listing reads without importing it: `SCHEMES`, `KINDS`, and `OPTIONS`,
     the options of `toolkit export` that it takes, as `arch`. `SCHEME_KINDS` gives the kinds of a scheme that it takes
-    for some only, `WEIGHT_ONLY` the schemes of which it runs the weights, but no quantized activations, `EMBEDDINGS`
-    what an embedding table can be stored as, where that is not float alone.
+    for some only, `WEIGHT_ONLY` the schemes of which it runs the weights, but no quantized activations, `UNSIGNED`
+    those whose activations it takes as uint8 with a zero point too, `EMBEDDINGS` what an embedding table can be stored
+    as, where that is not float alone.
     """
 
     def readiness(self) -> Readiness:

@@ -78,6 +78,7 @@ SCHEME = StaticInt8(
         ),
         calibration="minmax",
         smoothing=0.8,
+        rounding="gptq",
     ),
     decoder=QuantConfig(
         weights="int8",

@@ -131,7 +131,7 @@ def _bounds(
     ]
     seen = measure_channels(model, {group.activation: group.width for group in groups}, given) if groups else {}
     alpha = recipe.smoothing
-    divisors = choose_smoothing(groups, seen, alpha) if alpha is not None else {}
+    divisors = choose_smoothing(groups, seen, alpha) if isinstance(alpha, float) else {}
     steps, renamed = smooth(model.graph, groups, divisors) if alpha is not None else ([], {})
     largest = {name: float((held.absmax / divisors.get(name, 1)).max()) for name, held in seen.items()}
     unknown = len({each.activation for each in linears if _has_blocks(each)}) - len(groups)

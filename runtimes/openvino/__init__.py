@@ -23,11 +23,12 @@ from toolkit.types import (
     TargetOptions,
 )
 
-__all__ = ["EMBEDDINGS", "KINDS", "RUNTIME", "SCHEMES", "OpenVino"]
+__all__ = ["EMBEDDINGS", "KINDS", "RUNTIME", "SCHEMES", "UNSIGNED", "OpenVino"]
 
 SCHEMES = ("fp32", "bf16", "int8")
 KINDS = ("encoder", "vision", "decoder", "module")
 EMBEDDINGS = ("float", "int8")
+UNSIGNED = ("int8",)
 
 
 class OpenVino:

@@ -27,11 +27,12 @@ from toolkit.types import (
     TargetOptions,
 )
 
-__all__ = ["EMBEDDINGS", "KINDS", "RUNTIME", "SCHEMES", "OrtCpu"]
+__all__ = ["EMBEDDINGS", "KINDS", "RUNTIME", "SCHEMES", "UNSIGNED", "OrtCpu"]
 
 SCHEMES = ("fp32", "fp16", "int8", "int8-dynamic", "int4")
 KINDS = ("encoder", "vision", "decoder", "module")
 EMBEDDINGS = ("float", "int8")
+UNSIGNED = ("int8",)
 
 
 class OrtCpu:

@@ -27,11 +27,12 @@ from toolkit.types import (
     TensorSpec,
 )
 
-__all__ = ["EMBEDDINGS", "FIXED", "KINDS", "RUNTIME", "SCHEMES", "OrtMobile"]
+__all__ = ["EMBEDDINGS", "FIXED", "KINDS", "RUNTIME", "SCHEMES", "UNSIGNED", "OrtMobile"]
 
 SCHEMES = ("fp32", "fp16", "int8")
 KINDS = ("encoder", "vision", "module")
 EMBEDDINGS = ("float", "int8")
+UNSIGNED = ("int8",)
 FIXED = True
 """Dynamic dimensions have one size, their `opt`, and one row: see `toolkit.plan`."""
 

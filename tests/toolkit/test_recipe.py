@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -33,6 +34,19 @@ def test_each_key_changes_its_part() -> None:
     assert made.exclude == ("*.down_proj", "lm_head")
     assert tuned(parse_changes("smoothing=off,calibration=percentile"), recipe("int8", ENCODER)).smoothing is None
     assert tuned(parse_changes(""), recipe("int4")) == recipe("int4")
+
+
+def test_weights_by_channel_are_rounded_to_the_nearest_or_by_gptq() -> None:
+    own = recipe("int8", ENCODER)
+    assert own.rounding == "gptq"
+    assert tuned(parse_changes("rounding=nearest,smoothing=0.5"), own) == replace(
+        own, rounding="nearest", smoothing=0.5
+    )
+    awq = parse_changes("rounding=awq")
+    assert tuned(awq, own) == own
+    with pytest.raises(UsageError, match="scheme 'int8' has no 'rounding'"):
+        require_taken(awq, [{"int8": own}])
+    require_taken(awq, [{"int8": own, "int4": recipe("int4", ENCODER)}])
 
 
 @pytest.mark.parametrize(

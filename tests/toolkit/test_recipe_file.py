@@ -43,7 +43,7 @@ quantizations = st.builds(
     exclude=st.lists(words, max_size=3).map(tuple),
     layers=st.dictionaries(words, st.sampled_from(["fp32", "fp16", "int8", "int4"]), max_size=4),
     calibration=st.sampled_from([None, "minmax", "percentile", "entropy", "mse"]),
-    smoothing=st.none() | st.just("off") | st.floats(0, 1),
+    smoothing=st.none() | st.sampled_from(("search", "off")) | st.floats(0, 1),
     attention=st.sampled_from([None, "float", "int8"]),
     embeddings=st.sampled_from([None, "float", "int8"]),
     block_size=st.sampled_from([None, 16, 128]),

@@ -58,21 +58,24 @@ def require_taken(changes: Quantization, recipes: Sequence[Mapping[str, QuantCon
     """
     bases = [base for each in recipes for base in each.values()]
     for key in given_keys(changes):
-        if not any(key in _tunable(base) for base in bases):
-            names = ", ".join(f"'{name}'" for name in dict.fromkeys(name for each in recipes for name in each))
-            can = dict.fromkeys(key for base in bases for key in _tunable(base))
-            has = f"It can be tuned by: {', '.join(can)}." if can else "It cannot be tuned."
-            raise UsageError(f"scheme {names} has no '{key}' for this model", hint=f"{has} Leave it out here.")
-    if changes.calibration and not any(_takes(base, changes, "calibration") for base in bases):
-        raise UsageError(
-            f"'{changes.calibration}' calibration is made for steps of one size, which 8-bit floats do not have",
-            hint=f"Allowed here: {', '.join(_FLOAT_METHODS)}.",
-        )
+        if any(_takes(base, changes, key) for base in bases):
+            continue
+        if key == "calibration" and any(key in _tunable(base) for base in bases):
+            raise UsageError(
+                f"'{changes.calibration}' calibration is made for steps of one size, which 8-bit floats do not have",
+                hint=f"Allowed here: {', '.join(_FLOAT_METHODS)}.",
+            )
+        names = ", ".join(f"'{name}'" for name in dict.fromkeys(name for each in recipes for name in each))
+        can = dict.fromkeys(key for base in bases for key in _tunable(base))
+        has = f"It can be tuned by: {', '.join(can)}." if can else "It cannot be tuned."
+        raise UsageError(f"scheme {names} has no '{key}' for this model", hint=f"{has} Leave it out here.")
 
 
 def _takes(base: QuantConfig, changes: Quantization, key: str) -> bool:
     """Whether the scheme has a use for the change with the value that it has."""
     if key == "calibration" and base.weights == "float8e4m3fn" and changes.calibration not in _FLOAT_METHODS:
+        return False
+    if key == "rounding" and _rounds_by_channel(base) and changes.rounding not in _CHANNEL_ROUNDING:
         return False
     return key in _tunable(base)
 
@@ -90,12 +93,18 @@ def _tunable(base: QuantConfig) -> tuple[str, ...]:
     calibrated = ("calibration",) if base.calibration in get_args(CalibrationMethod) else ()
     attention = ("attention",) if calibrated and base.weights == "int8" else ()
     smoothing = ("smoothing",) if base.smoothing is not None else ()
-    return ("exclude", "layers", *calibrated, *attention, *smoothing, *_tables(base))
+    rounding = ("rounding",) if _rounds_by_channel(base) else ()
+    return ("exclude", "layers", *calibrated, *attention, *smoothing, *rounding, *_tables(base))
 
 
 def _tables(base: QuantConfig) -> tuple[str, ...]:
     """Tables that are float of themselves can be int8 beside integers."""
     return ("embeddings",) if base.weights in ("int8", "int4") and base.embeddings == "float" else ()
+
+
+def _rounds_by_channel(base: QuantConfig) -> bool:
+    """Whether weights of one scale a channel are rounded by data: where activations are measured anyway."""
+    return base.weights == "int8" and base.granularity == "per-channel" and base.calibration != "none"
 
 
 def _one_of(*allowed: str) -> Callable[[str, str], str]:
@@ -133,14 +142,14 @@ def _layers(key: str, value: str) -> dict[str, str]:
 
 
 def _share(key: str, value: str) -> float | str:
-    if value == "off":
+    if value in ("search", "off"):
         return value
     try:
         share = float(value)
     except ValueError:
         share = -1.0
     if not 0 <= share <= 1:
-        raise UsageError(f"'{value}' is no {key}", hint="Allowed: a number from 0 to 1, or off.")
+        raise UsageError(f"'{value}' is no {key}", hint="Allowed: a number from 0 to 1, search or off.")
     return share
 
 
@@ -156,6 +165,7 @@ _READ: Mapping[str, Callable[[str, str], Any]] = {
     "embeddings": _one_of("float", "int8"),
 }
 _FLOAT_METHODS = ("minmax", "percentile")
+_CHANNEL_ROUNDING = ("nearest", "gptq")
 _ALLOWED = f"Allowed: {', '.join(_READ)}; as --recipe block-size=64,rounding=awq."
 _VALUES: Mapping[str, Callable[[Any], Any]] = {
     "smoothing": lambda value: None if value == "off" else value,

@@ -66,7 +66,7 @@ class Quantization(_Section):
     exclude: tuple[str, ...] = ()
     layers: dict[str, Precision] = Field(default_factory=dict)
     calibration: CalibrationMethod | None = None
-    smoothing: Annotated[float, Field(ge=0, le=1)] | Literal["off"] | None = None
+    smoothing: Annotated[float, Field(ge=0, le=1)] | Literal["search", "off"] | None = None
     attention: Literal["float", "int8"] | None = None
     embeddings: Literal["float", "int8"] | None = None
     block_size: Literal[16, 32, 64, 128] | None = None

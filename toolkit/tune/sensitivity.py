@@ -22,10 +22,12 @@ from quantize.blocks import Grid, block_size_for
 from quantize.blocks import dequantize as dequantize_blocks
 from quantize.blocks import nearest as nearest_blocks
 from quantize.calibration import Channels, feeds, fetch, measure_channels, open_session, weights_folder
+from quantize.histogram import Range
 from quantize.linears import Linear, add_initializer, drop_unused, find_linears, not_finite_weight
 from quantize.matmuls import last_linears
 from quantize.nodes import lift_constants, new_node
-from quantize.smoothing import choose_smoothing, find_groups, smooth
+from quantize.smoothing import find_groups, smooth
+from quantize.static import choose_divisors, scale_and_zero
 from toolkit.drift.metrics import moments
 from toolkit.drift.padding import at_attended
 
@@ -126,7 +128,7 @@ def _switched(model: ir.Model, recipe: QuantConfig, calibration: Calibration) ->
         group.activation: group.width for group in groups
     }
     seen = measure_channels(model, widths, calibration)
-    divisors = choose_smoothing(groups, seen, recipe.smoothing) if recipe.smoothing is not None else {}
+    divisors = choose_divisors(model, groups, seen, recipe, calibration)
     _, renamed = smooth(model.graph, groups, divisors) if divisors else ([], {})
     held = {renamed.get(name, name): (each, divisors.get(name)) for name, each in seen.items()}
     most = max((each.rows for each in seen.values()), default=1)
@@ -162,7 +164,7 @@ def _switch(
     flag = _input(graph, f"tune.flag.{place}", ir.DataType.BOOL, ())
     linear.node.replace_input_with(1, weight)
     seen, divisor = held[str(linear.activation.name)]
-    _round_activation(graph, place, linear, flag, recipe, seen.absmax / (1 if divisor is None else divisor))
+    _round_activation(graph, place, linear, flag, recipe, seen.range(1 if divisor is None else divisor))
     # A convolution's rows are not its activation's: it has about as many as the Linears behind it.
     rows = most if linear.node.op_type == "Conv" else seen.rows
     return _Switched(linear, str(weight.name), str(flag.name), plain, rounded, rows)
@@ -175,7 +177,7 @@ def _input(graph: ir.Graph, name: str, dtype: ir.DataType, shape: tuple[int, ...
 
 
 def _round_activation(
-    graph: ir.Graph, place: int, linear: Linear, flag: ir.Value, recipe: QuantConfig, absmax: Array
+    graph: ir.Graph, place: int, linear: Linear, flag: ir.Value, recipe: QuantConfig, bound: Range
 ) -> None:
     """Put the activation's rounding behind the flag; where activations stay as they are the flag is read by nobody."""
     if recipe.activations is None:
@@ -187,8 +189,8 @@ def _round_activation(
             output.name = f"{name}.{kind}"
         made, quantized = [measure], list(measure.outputs)
     else:
-        scale = add_initializer(graph, f"{name}.scale", ir.tensor(symmetric_scale(float(absmax.max()))))
-        zero = add_initializer(graph, f"{name}.zero", ir.tensor(np.zeros((), np.int8)))
+        tensors = zip(("scale", "zero"), scale_and_zero(bound, recipe.activations), strict=True)
+        scale, zero = (add_initializer(graph, f"{name}.{what}", tensor) for what, tensor in tensors)
         node = new_node("QuantizeLinear", [source, scale, zero], f"{name}.quantized", linear.node)
         made, quantized = [node], [node.outputs[0], scale, zero]
     restore = new_node("DequantizeLinear", list(quantized), f"{name}.restored", linear.node)

@@ -1,0 +1,62 @@
+"""A few real rows of what Linears read, spread evenly over the calibration data and picked inside the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx import ModelProto, helper, numpy_helper
+
+from quantize.calibration import feeds, fetch, open_session, weights_folder
+from quantize.smoothing import Group
+from toolkit.types import Calibration
+
+__all__ = ["sample_rows"]
+
+Rows = NDArray[np.float32]
+
+
+def sample_rows(
+    model: ir.Model, groups: Sequence[Group], steps: Mapping[str, int], calibration: Calibration
+) -> dict[str, Rows]:
+    """By the name of each group's activation [..., K] every so many rows of it, [R, K]; `steps` says of how many one.
+
+    Rows that `attention_mask` calls padding are left out. Raises StageError where the graph does not run.
+    """
+    proto = ir.to_proto(model)
+    names = [str(group.activation.name) for group in groups]
+    for group, name in zip(groups, names, strict=True):
+        _add_tap(proto, name, group.width, steps[name])
+    session = open_session(proto, weights_folder(model))
+    fed = {value.name for value in session.get_inputs()}
+    found: dict[str, list[Rows]] = {name: [] for name in names}
+    masks = (batch.get("attention_mask") for batch in calibration.batches())
+    for index, (batch, mask) in enumerate(zip(feeds(calibration, fed), masks, strict=True)):
+        taken = fetch(session, [_tap(name) for name in names], batch, index)
+        for name in names:
+            found[name].append(_real(taken[_tap(name)], mask, steps[name]))
+    return {name: np.concatenate(parts) for name, parts in found.items()}
+
+
+def _add_tap(proto: ModelProto, name: str, width: int, step: int) -> None:
+    constants = {"shape": [-1, width], "start": [0], "end": [np.iinfo(np.int64).max], "axis": [0], "step": [step]}
+    for what, numbers in constants.items():
+        array = np.array(numbers, np.int64)
+        proto.graph.initializer.append(numpy_helper.from_array(array, f"{_tap(name)}.{what}"))
+    shape, *ends = (f"{_tap(name)}.{what}" for what in constants)
+    proto.graph.node.append(helper.make_node("Reshape", [name, shape], [f"{_tap(name)}.rows"]))
+    proto.graph.node.append(helper.make_node("Slice", [f"{_tap(name)}.rows", *ends], [_tap(name)]))
+    proto.graph.output.append(helper.make_empty_tensor_value_info(_tap(name)))
+
+
+def _real(rows: Rows, mask: NDArray[Any] | None, step: int) -> Rows:
+    """Without padding, where the tensor has a row a token."""
+    kept = mask.reshape(-1)[::step] if mask is not None else None
+    return rows if kept is None or kept.shape != rows.shape[:1] else rows[kept.astype(bool)]
+
+
+def _tap(name: str) -> str:
+    return f"quantize.sample.{name}"
