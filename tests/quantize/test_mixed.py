@@ -126,7 +126,7 @@ def test_the_first_match_counts_and_exclude_comes_before_all(tmp_path: Path) -> 
 
 def test_a_recipe_without_layers_gives_the_schemes_own_bytes(tmp_path: Path) -> None:
     exported = save_exported(vision_model(), tmp_path / "exported")
-    plain = quantize(exported, "int8", images(4), tmp_path / "plain")
+    plain = quantize(exported, "int8", images(4), tmp_path / "plain", recipe=recipe("", "int8"))
     named_all = quantize(exported, "int8", images(4), tmp_path / "named", recipe=recipe("layers=*:int8", "int8"))
     assert plain.sha256 == named_all.sha256
 

@@ -11,7 +11,7 @@ from quantize_graphs import SPEC, WIDTH, Builder, by_type, graph_input, images, 
 
 from quantize import quantize
 from quantize.arithmetic import affine_scale, channel_absmax, dequantize, quantize_weight, symmetric_scale
-from quantize.calibration import Range, measure_channels
+from quantize.calibration import measure_channels
 from quantize.channel_rounding import round_by_data, round_channels
 from quantize.gptq import Hessian
 from quantize.linears import find_linears
@@ -180,7 +180,3 @@ def test_sampled_rows_are_real_and_without_padding():
         if kept
     ]
     assert np.array_equal(rows, np.array(expected))
-
-
-def test_a_range_ends_at_the_bound():
-    assert Range(-0.2, 9.0).within(4.0) == Range(-0.2, 4.0)
