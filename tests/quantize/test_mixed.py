@@ -30,13 +30,16 @@ FEED = dict(next(images(1, seed=9).batches()))
 MIXED = "layers=block.attention.[qk]_proj:int4;block.fc2:fp32;block.fc1:fp16;*:int8"
 
 
-def recipe(text: str, scheme: str, spec: ModelSpec = SPEC) -> QuantConfig:
-    return recipe_of_target(parse_changes(text), Target("ort-cpu", scheme), spec)
+def recipe(text: str, scheme: str, spec: ModelSpec = SPEC, runtime: str = "ort-cpu") -> QuantConfig:
+    return recipe_of_target(parse_changes(text), Target(runtime, scheme), spec)
 
 
-def quantized(scheme: str, text: str, folder: Path, model: ir.Model | None = None) -> QuantizedGraph:
+def quantized(
+    scheme: str, text: str, folder: Path, model: ir.Model | None = None, runtime: str = "ort-cpu"
+) -> QuantizedGraph:
     graph = save_exported(model or vision_model(), folder / "exported")
-    return quantize(graph, scheme, images(4), folder / "quantized", recipe=recipe(text, scheme))
+    made_by = recipe(text, scheme, runtime=runtime)
+    return quantize(graph, scheme, images(4), folder / "quantized", recipe=made_by)
 
 
 def decoder(scheme: str, text: str, folder: Path, **options: Any) -> QuantizedGraph:
@@ -214,7 +217,7 @@ def test_half_precision_leaves_named_linears_in_fp32(tmp_path: Path) -> None:
 
 
 def lowered(runtime: str, text: str, folder: Path, model: ir.Model | None = None) -> LoweredGraph:
-    made = quantized("int8", text, folder, model)
+    made = quantized("int8", text, folder, model, runtime)
     return plugins.runtime(runtime).lower(made, folder / "lowered", lambda: images(4))
 
 
