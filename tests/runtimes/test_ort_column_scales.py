@@ -66,7 +66,7 @@ def test_an_fp32_product_without_bias(tmp_path):
 def test_an_int8_linear_keeps_its_integers(steps, with_bias, tmp_path):
     biased = "biased = Add(product, bias)\ny = Mul(biased, factors)" if with_bias else "y = Mul(product, factors)"
     lowered = compared(INT8.format(steps=steps) + biased, tmp_path, scheme="int8")
-    assert kinds(lowered) == {"QuantizeLinear": 1, "MatMulIntegerToFloat": 1}
+    assert kinds(lowered) == {"Int8Linear": 1}
     assert ir.load(lowered.path).graph.initializers["integers"].dtype == ir.DataType.INT8
 
 
