@@ -53,6 +53,9 @@ BIASED = ("mpnet", "swin")
 DUAL = ("clip", "siglip")
 """Two models in one, each exported by its own task: test_task_heads.py holds them to parity."""
 
+WRAPPED = ("timm_wrapper",)
+"""Needs timm: test_timm_models.py holds it to parity where timm is."""
+
 WHOLE = ("bert", "vit", "vit-digits", "module", DECODER)
 """One family of each kind, and the trained one, go to every target; the others to all that gives a graph of its own."""
 REPEATED = frozenset(
@@ -75,7 +78,7 @@ def subjects() -> Iterator[Any]:
             yield from (pytest.param(model_type, id=f"auto-{model_type}") for model_type in GENERIC)
         elif types:
             # They share all but their modelling code, which the tests of families beside this one hold to parity.
-            others = (set(FAMILIES) | set(ENCODERS) | set(DUAL)) - {DECODER, *BIASED}
+            others = (set(FAMILIES) | set(ENCODERS) | set(DUAL) | set(WRAPPED)) - {DECODER, *BIASED}
             wanted = [model_type for model_type in types if model_type not in others]
             yield from (pytest.param(model_type, id=f"{name}-{model_type}") for model_type in wanted)
         else:
