@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from quantize.blocks import Blocks, Grid, scales
@@ -106,14 +107,22 @@ def _panel(
 
 
 def _inverse_factor(hessian: NDArray[np.float64]) -> Float:
-    """The upper Cholesky factor of the damped inverse; channels that were never active get a pivot of their own."""
+    """The upper Cholesky factor of the damped inverse; channels that were never active get a pivot of their own.
+
+    Where H = R Rᵀ with R upper, which is the Cholesky factor of H read backwards, R⁻¹ is that factor: one triangle is
+    inverted in place of a matrix that would have to be factored again.
+    """
     diagonal = np.diag(hessian)
     damped = hessian + np.diag(np.where(diagonal > 0, _DAMPING * diagonal.mean(), 1.0) + 1e-12)
     for _ in range(6):
-        try:
-            return np.linalg.cholesky(np.linalg.inv(damped)).T.astype(np.float32)
-        except np.linalg.LinAlgError:
-            damped += np.diag(np.full(len(damped), 0.1 * diagonal.mean() + 1e-6))
+        lower, failed = torch.linalg.cholesky_ex(torch.from_numpy(damped[::-1, ::-1].copy()))
+        if not failed:
+            unit = torch.eye(len(damped), dtype=torch.float64)
+            found: Float = (
+                torch.linalg.solve_triangular(lower, unit, upper=False).numpy()[::-1, ::-1].astype(np.float32)
+            )
+            return found
+        damped += np.diag(np.full(len(damped), 0.1 * diagonal.mean() + 1e-6))
     # A Hessian that damping cannot mend says nothing about the order of errors: plain rounding is left.
     return np.eye(len(damped), dtype=np.float32)
 

@@ -83,7 +83,8 @@ def _chosen(model: ir.Model, recipe: QuantConfig, *, tied: bool) -> dict[_Unit, 
     lift_constants(model)
     _refuse_unknown(recipe)
     units = _units(model.graph, tied=tied)
-    _require_matches(units, recipe)
+    tables = find_tables(model.graph) if recipe.embeddings == "int8" and not tied else []
+    _require_matches(units, recipe, [module for table in tables for module in table.modules])
     chosen = {unit: _precision(unit, recipe) for unit in units}
     _refuse_convolutions(chosen)
     for unit, precision in chosen.items():
@@ -111,9 +112,11 @@ def _units(graph: ir.Graph, *, tied: bool) -> list[_Unit]:
     ]
 
 
-def _require_matches(units: Sequence[_Unit], recipe: QuantConfig) -> None:
+def _require_matches(units: Sequence[_Unit], recipe: QuantConfig, tables: Sequence[str]) -> None:
     known = list(dict.fromkeys(module for unit in units for module in unit.modules))
     for pattern in (*recipe.exclude, *(pattern for pattern, _ in recipe.layers)):
+        if pattern in recipe.exclude and any(fnmatch(name, pattern) for name in tables):
+            continue
         if not any(unit.matches(pattern) for unit in units):
             core = pattern.replace("*", "").strip(".")
             tails = {f"*.{'.'.join(name.split('.')[-core.count('.') - 1 :])}": None for name in known}

@@ -8,15 +8,17 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx import ModelProto, helper, numpy_helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from quantize.calibration import feeds, fetch, open_session, weights_folder
 from quantize.smoothing import Group
 from toolkit.types import Calibration
 
-__all__ = ["sample_rows"]
+__all__ = ["first_row", "sample_rows"]
 
 Rows = NDArray[np.float32]
+
+_GOLDEN = 0.6180339887498949
 
 
 def sample_rows(
@@ -31,30 +33,38 @@ def sample_rows(
     for group, name in zip(groups, names, strict=True):
         _add_tap(proto, name, group.width, steps[name])
     session = open_session(proto, weights_folder(model))
-    fed = {value.name for value in session.get_inputs()}
+    fed = {value.name for value in session.get_inputs()} - {f"{_tap(name)}.start" for name in names}
     found: dict[str, list[Rows]] = {name: [] for name in names}
     masks = (batch.get("attention_mask") for batch in calibration.batches())
     for index, (batch, mask) in enumerate(zip(feeds(calibration, fed), masks, strict=True)):
-        taken = fetch(session, [_tap(name) for name in names], batch, index)
+        starts = {name: first_row(index, steps[name]) for name in names}
+        feed = {**batch, **{f"{_tap(name)}.start": np.array([start]) for name, start in starts.items()}}
+        taken = fetch(session, [_tap(name) for name in names], feed, index)
         for name in names:
-            found[name].append(_real(taken[_tap(name)], mask, steps[name]))
+            found[name].append(_real(taken[_tap(name)], mask, slice(starts[name], None, steps[name])))
     return {name: np.concatenate(parts) for name, parts in found.items()}
 
 
 def _add_tap(proto: ModelProto, name: str, width: int, step: int) -> None:
-    constants = {"shape": [-1, width], "start": [0], "end": [np.iinfo(np.int64).max], "axis": [0], "step": [step]}
+    constants = {"shape": [-1, width], "end": [np.iinfo(np.int64).max], "axis": [0], "step": [step]}
     for what, numbers in constants.items():
         array = np.array(numbers, np.int64)
         proto.graph.initializer.append(numpy_helper.from_array(array, f"{_tap(name)}.{what}"))
-    shape, *ends = (f"{_tap(name)}.{what}" for what in constants)
+    shape, *ends = (f"{_tap(name)}.{what}" for what in ("shape", "start", "end", "axis", "step"))
+    proto.graph.input.append(helper.make_tensor_value_info(ends[0], TensorProto.INT64, [1]))
     proto.graph.node.append(helper.make_node("Reshape", [name, shape], [f"{_tap(name)}.rows"]))
     proto.graph.node.append(helper.make_node("Slice", [f"{_tap(name)}.rows", *ends], [_tap(name)]))
     proto.graph.output.append(helper.make_empty_tensor_value_info(_tap(name)))
 
 
-def _real(rows: Rows, mask: NDArray[Any] | None, step: int) -> Rows:
+def first_row(index: int, step: int) -> int:
+    """Another first row in each batch: a step of as many rows as a sample has would pick one position of all."""
+    return int(index * _GOLDEN % 1 * step)
+
+
+def _real(rows: Rows, mask: NDArray[Any] | None, picked: slice) -> Rows:
     """Without padding, where the tensor has a row a token."""
-    kept = mask.reshape(-1)[::step] if mask is not None else None
+    kept = mask.reshape(-1)[picked] if mask is not None else None
     return rows if kept is None or kept.shape != rows.shape[:1] else rows[kept.astype(bool)]
 
 

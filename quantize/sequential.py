@@ -21,6 +21,7 @@ from onnx import ModelProto, NodeProto, helper
 from quantize.calibration import feeds, fetch, not_finite, open_session, weights_folder
 from quantize.gptq import Hessian
 from quantize.nodes import map_tensor
+from quantize.sampled_rows import first_row
 from quantize.smoothing import Group
 from toolkit.types import Calibration
 
@@ -79,9 +80,10 @@ class _Plan:
     """The graph cut before each group's first Linear, without the nodes that no group needs."""
 
     def __init__(self, model: ir.Model, groups: Sequence[Group]) -> None:
-        self._proto = ir.to_proto(model)
+        weights = {each.weight for group in groups for each in group.linears}
+        self._proto = _without_data(model, weights)
         self._initializers = {tensor.name: tensor for tensor in self._proto.graph.initializer}
-        self._weights = {str(each.weight.name) for group in groups for each in group.linears}
+        self._weights = {str(weight.name) for weight in weights}
         nodes = self._proto.graph.node
         place = {name: index for index, node in enumerate(nodes) for name in node.output}
         first = {group: min(place[str(each.node.outputs[0].name)] for each in group.linears) for group in groups}
@@ -130,6 +132,18 @@ class _Plan:
                 )
             )
         return stretches
+
+
+def _without_data(model: ir.Model, weights: set[ir.Value]) -> ModelProto:
+    """The model's proto, but for the data of those weights, which are fed: smoothed ones would all be made at once."""
+    held = {weight: weight.const_value for weight in weights}
+    try:
+        for weight in weights:
+            weight.const_value = ir.tensor(np.zeros(0, np.float32), name=weight.name)
+        return ir.to_proto(model)
+    finally:
+        for weight, tensor in held.items():
+            weight.const_value = tensor
 
 
 class _Store:
@@ -200,7 +214,7 @@ def _run(
             store.write(index, fetch(session, list(stretch.outputs), feed, index))
         activation = store.read(index, frozenset({name}))[name]
         try:
-            hessian.add(_thinned(_real(activation, store.masks[index]), len(store), most))
+            hessian.add(_thinned(_real(activation, store.masks[index]), index, len(store), most))
         except ValueError as error:
             raise not_finite(stretch.group.activation, str(error), index) from error
         store.keep(index, stretch.alive)
@@ -215,10 +229,13 @@ def _real(activation: Array, mask: Array | None) -> Array:
     return kept
 
 
-def _thinned(activation: Array, batches: int, most: int | None) -> Array:
+def _thinned(activation: Array, index: int, batches: int, most: int | None) -> Array:
     """Every so many rows, so that as many batches like this one have about `most` rows in all."""
     rows: Array = activation.reshape(-1, activation.shape[-1])
-    return rows if most is None else rows[:: max(1, len(rows) * batches // most)]
+    if most is None:
+        return rows
+    step = max(1, len(rows) * batches // most)
+    return rows[first_row(index, step) :: step]
 
 
 def _needed(nodes: Sequence[NodeProto], wanted: set[str], place: Mapping[str, int]) -> list[int]:

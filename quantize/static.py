@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
 
@@ -94,7 +94,9 @@ class Static:
             return []
         found = Int8Attention(model)
         seen = measure_channels(model, dict.fromkeys(found.values, 1), calibration) if found.values else {}
-        bounds = self._bounds(model, found.values, seen, {}, calibration)
+        # Its own numbers are symmetric, whatever the Linears' are.
+        alone = replace(self, recipe=replace(self.recipe, activations="int8"))
+        bounds = alone._bounds(model, found.values, seen, {}, calibration)
         return found.quantize({name: bound.absmax for name, bound in bounds.items()})
 
     def _bounds(

@@ -14,7 +14,7 @@ from toolkit.compiled import ChecksOptions
 from toolkit.data_source import require_there
 from toolkit.drift.gates import parse_gate
 from toolkit.errors import UnsupportedError, UsageError
-from toolkit.recipe.changes import require_taken
+from toolkit.recipe.changes import require_taken, taken
 from toolkit.recipe.document import Data, Quantization
 from toolkit.recipe.embeddings import check_embeddings
 from toolkit.recipe.layers import check_layers, own_recipes, recipe_of_target
@@ -153,8 +153,9 @@ def plan(request: Request) -> Plan:
         _check_kind("quantize.schemes", "scheme", target.scheme, spec.kind)
         _check_pair(target, spec.kind)
     check_layers(request.recipe, targets, spec)
-    check_embeddings(request.recipe, targets)
-    require_taken(request.recipe, [own_recipes(request.recipe, target, spec) for target in targets])
+    own = {target: own_recipes(request.recipe, target, spec) for target in targets}
+    require_taken(request.recipe, list(own.values()))
+    check_embeddings(request.recipe, [each for each in targets if taken(request.recipe, own[each].values()).embeddings])
     if request.require_engine:
         _require_builders(targets)
     return the_plan

@@ -68,6 +68,11 @@ def require_taken(changes: Quantization, recipes: Sequence[Mapping[str, QuantCon
         names = ", ".join(f"'{name}'" for name in dict.fromkeys(name for each in recipes for name in each))
         can = dict.fromkeys(key for base in bases for key in _tunable(base))
         has = f"It can be tuned by: {', '.join(can)}." if can else "It cannot be tuned."
+        if key == "rounding" and any(_rounds_by_channel(base) for base in bases):
+            raise UsageError(
+                f"scheme {names} has no '{key}' {changes.rounding} for this model: its weights have a scale a channel",
+                hint=f"Allowed here: {', '.join(_CHANNEL_ROUNDING)}.",
+            )
         raise UsageError(f"scheme {names} has no '{key}' for this model", hint=f"{has} Leave it out here.")
 
 
@@ -77,6 +82,8 @@ def _takes(base: QuantConfig, changes: Quantization, key: str) -> bool:
         return False
     if key == "rounding" and _rounds_by_channel(base) and changes.rounding not in _CHANNEL_ROUNDING:
         return False
+    if key == "block-size" and changes.embeddings == "int8" and "embeddings" in _tunable(base):
+        return True
     return key in _tunable(base)
 
 
