@@ -19,7 +19,8 @@ struct ActivationTable {
 
   // h(t) by Horner in the distance from the centre of the piece, in widths of a piece.
   float complement(float t) const {
-    const float place = std::min(t * per_unit, static_cast<float>(kPieces - 1));
+    const float last = static_cast<float>(kPieces - 1), wanted = t * per_unit;
+    const float place = wanted < last ? wanted : last;  // NaN too belongs to the last piece
     const float piece = std::nearbyintf(place), u = place - piece;
     const int i = static_cast<int>(piece);
     float h = terms[kTerms - 1][i];

@@ -52,16 +52,22 @@ TILE_INLINE void put_key(float* to, const float* from, const float* middle, int6
 }
 
 // The mean of the head's keys, which no softmax notices: it adds the same to all scores of a query. Zeros where it is
-// not finite, since one key must not reach the queries that do not see it.
-TILE void find_middle(const AttentionCall& c, Room& room, int64_t b, int64_t group) {
+// not finite, since one key must not reach the queries that do not see it; for the same reason keys that nobody sees
+// are left out.
+TILE void find_middle(const AttentionCall& c, Room& room, int64_t b, int64_t h, int64_t group) {
+  const bool by_key = c.masked_by_key();
+  const auto hidden = [&](int64_t j) { return by_key && bias_of(c.mask, c.mask.at(b, h, 0, j)) == -INFINITY; };
+  int64_t seen = 0;
+  for (int64_t j = 0; j < c.keys; ++j) seen += !hidden(j);
   for (int64_t d = 0; d < c.size; d += kLanes) {
     const int64_t numbers = std::min(kLanes, c.size - d);
     F sum = Vector::set(0.0f);
-    for (int64_t j = 0; j < c.keys; ++j) sum = Vector::add(sum, Vector::some(c.key.at(b, group, j) + d, numbers));
+    for (int64_t j = 0; j < c.keys; ++j)
+      if (!hidden(j)) sum = Vector::add(sum, Vector::some(c.key.at(b, group, j) + d, numbers));
     Vector::some(room.middle + d, sum, numbers);
   }
   for (int64_t d = 0; d < c.size; ++d) {
-    const float mean = room.middle[d] / static_cast<float>(c.keys);
+    const float mean = room.middle[d] / static_cast<float>(seen);
     room.middle[d] = std::isfinite(mean) ? mean : 0.0f;
   }
 }
@@ -82,7 +88,7 @@ TILE void gather(const AttentionCall& c, Room& room, int64_t b, int64_t h) {
   const int64_t group = h / (c.heads / c.key_heads), steps = room.steps, width = room.width;
   const bool by_key = c.masked_by_key(), drop = by_key && !c.causal;
   const float* before = nullptr;
-  if constexpr (kDepth > 1) find_middle(c, room, b, group);
+  if constexpr (kDepth > 1) find_middle(c, room, b, h, group);
   int64_t n = 0;
   for (int64_t j = 0; j < c.keys; ++j) {
     const float bias = by_key ? bias_of(c.mask, c.mask.at(b, h, 0, j)) : 0.0f;

@@ -83,7 +83,8 @@ def _product(body: Body, codes: ir.Value, values: dict[str, ir.Value], index: in
 def _finished(body: Body, y: ir.Value, variant: Int8Variant, values: dict[str, ir.Value]) -> ir.Value:
     y = _activated(body, y, variant.activation)
     if variant.residual:
-        return body.op("Add", [y, values["residual"]])
+        # ONNX Runtime joins an Add, not a Sum, with the LayerNormalization behind it, to a slower operator.
+        return body.op("Sum", [y, values["residual"]])
     if not variant.to_codes:
         return y
     return _rounded(body, y, [values.get(f"y_{part}") for part in ("multiplier", "scale", "zero_point")])

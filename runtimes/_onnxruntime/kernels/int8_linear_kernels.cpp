@@ -148,7 +148,7 @@ struct TableRegisters {
     __m512 h = term(ActivationTable::kTerms - 1, piece);
 #pragma GCC unroll 8
     for (int d = ActivationTable::kTerms - 2; d >= 0; --d) h = _mm512_fmadd_ps(h, u, term(d, piece));
-    return _mm512_sub_ps(_mm512_max_ps(x, _mm512_setzero_ps()), h);
+    return _mm512_sub_ps(_mm512_max_ps(_mm512_setzero_ps(), x), h);
   }
 };
 
@@ -168,7 +168,7 @@ AVX512 void finish_vnni(const Panel& panel, const Epilogue& epilogue, const int3
       const __m512 sum = _mm512_cvtepi32_ps(_mm512_load_si512(sums + r * kTileColumns + first));
       // Two roundings, as in ONNX Runtime; this form of the product keeps the compiler from making one of them.
       __m512 y = _mm512_add_ps(_mm512_mul_round_ps(sum, scale, _MM_FROUND_CUR_DIRECTION), bias);
-      if constexpr (Shape == kRelu) y = _mm512_max_ps(y, _mm512_setzero_ps());
+      if constexpr (Shape == kRelu) y = _mm512_max_ps(_mm512_setzero_ps(), y);  // in this order NaN stays
       if constexpr (Shape == kGelu) y = table(y);
       const int64_t at = r * stride + first;
       if constexpr (Kind == kCodes) {

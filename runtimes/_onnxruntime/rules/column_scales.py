@@ -85,7 +85,7 @@ def _scaled(emit: Emitter, value: ir.Value, factors: ir.Value) -> ir.Value:
     source, scales = value.const_value, factors.const_value
     if source is None or scales is None:
         raise ValueError(f"{value.name} is not a constant")
-    shape = source.shape if len(source.shape) else scales.shape
+    shape = np.broadcast_shapes(tuple(source.shape), tuple(scales.shape))
     made = ir.LazyTensor(
         lambda: ir.tensor((source.numpy() * scales.numpy()).astype(np.float32)), ir.DataType.FLOAT, ir.Shape(shape)
     )

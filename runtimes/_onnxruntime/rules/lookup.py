@@ -50,6 +50,9 @@ def _table(node: ir.Node) -> _Table | None:
         return None
     if zeros is not None and (zeros.const_value is None or zeros.const_value.numpy().any()):
         return None
+    blocks, width = int(scales.const_value.shape[1]), int(integers.const_value.shape[1])
+    if blocks > 1 and blocks * size != width:
+        return None
     return _Table(integers, scales, size)
 
 

@@ -95,11 +95,13 @@ class _Rule:
             self._shared.add(node.inputs[0])
         rounding = rounding_of(node.inputs[0]) if node.inputs[0] not in self._shared else None
         if len(siblings) == _QKV and node.inputs[0] not in self._shared:
-            self._write([_Chain(each, [each]) for each in siblings], rounding)
+            # This node is the first of them in the graph, whichever was first to read.
+            self._write([_Chain(each, [each]) for each in siblings], rounding, node)
         else:
-            self._write([_chain_of(node)], rounding)
+            chain = _chain_of(node)
+            self._write([chain], rounding, chain.last)
 
-    def _write(self, chains: list[_Chain], rounding: Rounding | None) -> None:
+    def _write(self, chains: list[_Chain], rounding: Rounding | None, anchor: ir.Node) -> None:
         first = chains[0]
         smoothed = rounding is not None and rounding.multiplier is not None
         qkv = len(chains) == _QKV
@@ -109,7 +111,7 @@ class _Rule:
             inputs += self._weight_of(chain)
         inputs += [first.residual] if first.residual is not None else []
         inputs += first.result.constants if first.result is not None else []
-        made = self._emit.before(first.last, variant.name, inputs, domain=DOMAIN, outputs=len(chains))
+        made = self._emit.before(anchor, variant.name, inputs, domain=DOMAIN, outputs=len(chains))
         for index, chain in enumerate(chains):
             made.metadata_props.update(_scopes_of(chain, index))
         self._count(variant, first.factor is not None)

@@ -75,8 +75,8 @@ class _Rule:
         for node in reversed(self._replaced):
             old = node.outputs[0]
             if old.uses() or old.is_graph_output():
-                inputs = [self._rows[old], self._sizes[_leading(old)]]
-                self._emit.replace(old, self._between(node, "Reshape", inputs, like=old))
+                inputs = [self._rows[old], self._whole(node, old)]
+                self._emit.replace(old, self._between(node, "Reshape", inputs, {"allowzero": 1}, like=old))
             if node.graph is not None:
                 node.graph.remove(node, safe=True)
 
@@ -92,12 +92,15 @@ class _Rule:
         return self._rows[value]
 
     def _measure(self, anchor: ir.Node, value: ir.Value) -> None:
-        """Have [B, S, -1] computed, once, from the first value of these sizes."""
+        """Have [B, S] computed, once, from the first value of these sizes."""
         if (key := _leading(value)) in self._sizes:
             return
-        sizes = self._between(anchor, "Shape", [value], {"end": 2})
-        rest = self._emit.constant(np.asarray([-1], np.int64))
-        self._sizes[key] = self._between(anchor, "Concat", [sizes, rest], {"axis": 0})
+        self._sizes[key] = self._between(anchor, "Shape", [value], {"end": 2})
+
+    def _whole(self, anchor: ir.Node, value: ir.Value) -> ir.Value:
+        """[B, S, H]; a zero among them is a size. ONNX Runtime keeps one of all that are equal."""
+        width = self._emit.constant(np.asarray([_width(value)], np.int64))
+        return self._between(anchor, "Concat", [self._sizes[_leading(value)], width], {"axis": 0})
 
     def _between(
         self,
