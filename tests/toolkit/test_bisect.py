@@ -29,6 +29,10 @@ HARMFUL = ("vit.layers.0.attention.o_proj", "vit.layers.2.attention.o_proj")
 FACTOR, CHANNELS = 1000.0, [1, 40, 70]
 
 
+NEAREST = Quantization(rounding="nearest")
+"""GPTQ would make good much of the harm."""
+
+
 class Told:
     """A watch that keeps what it is told."""
 
@@ -59,7 +63,7 @@ def digits(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def bench(digits):
-    request = Request(model=str(digits), targets=["ort-cpu-int8"])
+    request = Request(model=str(digits), targets=["ort-cpu-int8"], recipe=NEAREST)
     with Workbench.open(plan(request), Silent(), digits.parent) as bench:
         yield bench
 
@@ -70,7 +74,7 @@ TARGET = Target("ort-cpu", "int8")
 @pytest.fixture(scope="module")
 def both(bench):
     told = Told()
-    return bisect(bench, TARGET, watch=told), told.rows
+    return bisect(bench, TARGET, NEAREST, watch=told), told.rows
 
 
 def held_to(bench, gate):
@@ -95,7 +99,7 @@ def test_two_harmful_layers_are_exactly_what_is_found(both, bench):
 
 def test_what_the_recipe_excludes_stays_excluded(bench):
     """So that one harmful layer is left."""
-    result = bisect(bench, TARGET, Quantization(exclude=(HARMFUL[0], "classifier")))
+    result = bisect(bench, TARGET, Quantization(exclude=(HARMFUL[0], "classifier"), rounding="nearest"))
     assert result.excluded == HARMFUL[1:]
     assert result.minimal
     assert result.quantization.exclude == (HARMFUL[0], "classifier", HARMFUL[1])

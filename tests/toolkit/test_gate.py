@@ -72,7 +72,7 @@ def test_a_recipe_and_its_bundle_are_one_subject(project):
     record = read_baseline(Path("drift-baseline.json")).subjects[INT8]
     assert list(record.stages) == ["export", "quantize", "engine"]
     assert record.stages["engine"].outputs["logits"]["sqnr_db"] > 40
-    assert record.artefact.operators.attention == {"toolkit.cpu::AttentionMasked": 4}
+    assert record.artefact.operators.attention == {"toolkit.cpu::Attention": 4}
     assert sum(record.artefact.operators.quantized.values()) == 25
     checked = answer(BUNDLE, "--baseline", "drift-baseline.json", code=0)
     assert checked["subjects"][0]["stages"] == checked["subjects"][0]["baseline"]["stages"]
@@ -103,7 +103,7 @@ def test_a_recipe_that_breaks_its_gate_is_not_recorded_and_ends_no_other(project
     after = read_baseline(Path("drift-baseline.json"))
     assert after.subjects[INT8] == before.subjects[INT8]
     assert "vit-digits-ort-cpu-fp16" in after.subjects
-    assert f"FAIL: {INT8}: quantize, output 'logits': SQNR 44.15 dB is below the gate's 60 dB" in result.stdout
+    assert f"FAIL: {INT8}: quantize, output 'logits': SQNR 44.78 dB is below the gate's 60 dB" in result.stdout
     assert f"not recorded: {INT8}" in result.stdout
     assert f"::error file=recipes/digits.yaml,line=4,title=toolkit gate%3A {INT8}::quantize" in result.stdout
     assert "worse than the baseline" not in result.stdout
