@@ -93,8 +93,8 @@ def inspect_graph(path: Path) -> Inspection:
         operators=_operators(nodes),
         functions={f"{key[0]}::{key[1]}": len(function) for key, function in sorted(model.functions.items())},
         attention=_counted(_name(node) for node in nodes if (node.domain, node.op_type) in _ATTENTION),
-        linears=sum(_is_linear(node) for node in nodes),
-        quantized=_counted(form for node in nodes if (form := _quantized_form(node))),
+        linears=sum(_products(node) for node in nodes if _is_linear(node)),
+        quantized=_counted(form for node in nodes if (form := _quantized_form(node)) for _ in range(_products(node))),
         weights=_weights(model),
         graph_bytes=path.stat().st_size,
         data_files=_data_files(model, path.parent),
@@ -165,6 +165,11 @@ def _is_linear(node: ir.Node) -> bool:
     return _is_integer_linear(node) or (
         node.op_type in _LINEARS and any(_is_weight(value) for value in node.inputs[:2])
     )
+
+
+def _products(node: ir.Node) -> int:
+    """How many Linears a node stands for: query, key and value have one operator between them."""
+    return 3 if node.op_type.startswith(f"{_OWN_INT8}Qkv") else 1
 
 
 def _is_integer_linear(node: ir.Node) -> bool:

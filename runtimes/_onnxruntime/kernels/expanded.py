@@ -60,4 +60,4 @@ def _part(inner: onnx.NodeProto, linears: int) -> str:
         return f"linear{linears}"
     if inner.op_type == "QuantizeLinear" or any(name.endswith("_multiplier") for name in inner.input):
         return "result" if linears else "linear0"
-    return "residual" if inner.op_type == "Add" else "activation"
+    return "residual" if inner.op_type == "Sum" else "activation"
