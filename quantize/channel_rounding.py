@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from quantize.arithmetic import channel_absmax, dequantize, symmetric_scale
 from quantize.gptq import Float, Hessian, in_turn
 from quantize.linears import Linear, Rounded, not_finite_weight
-from quantize.nodes import map_tensor
 from quantize.sequential import walk
 from quantize.smoothing import Group, find_groups
 from toolkit.types import Calibration
@@ -62,11 +61,7 @@ def _round_group(made: dict[ir.Value, Rounded], group: Group, hessian: Hessian) 
 
 
 def _rounded(linear: Linear, hessian: Hessian) -> Rounded:
-    tensor = linear.weight.const_value
-    if tensor is None:
-        raise ValueError(f"weight {linear.weight.name} has no data")
-    # [K, N], whichever way the node holds it.
-    weight = map_tensor(tensor, lambda array: np.array(array if linear.axis == 1 else array.T, dtype=np.float32))
+    weight = linear.matrix()
     try:
         integers, scale = round_channels(weight, hessian)
     except ValueError as error:

@@ -60,6 +60,18 @@ class Linear:
         """The PyTorch module's path."""
         return module_path(self.node)
 
+    @property
+    def tensor(self) -> ir.TensorProtocol:
+        """The weight's data, as the node holds it. Raises ValueError where it has none."""
+        tensor = self.weight.const_value
+        if tensor is None:
+            raise ValueError(f"weight {self.weight.name} has no data")
+        return tensor
+
+    def matrix(self) -> NDArray[np.float32]:
+        """A copy of a MatMul's or Gemm's weight as [K, N], whichever way the node holds it."""
+        return map_tensor(self.tensor, lambda array: np.array(array if self.axis == 1 else array.T, dtype=np.float32))
+
 
 def find_linears(graph: ir.Graph) -> list[Linear]:
     """Every MatMul and Gemm with a constant [K, N] weight, and every Conv that the fed image reaches.
@@ -179,9 +191,7 @@ def _dequantized_weight(graph: ir.Graph, linear: Linear, form: Format, rounded: 
 
 def _nearest(linear: Linear, form: Format) -> tuple[NDArray[np.float32], ir.TensorProtocol]:
     """The scales of the weight, and its nearest 8-bit numbers, which are made when they are read."""
-    tensor, axis = linear.weight.const_value, linear.axis
-    if tensor is None:
-        raise ValueError(f"weight {linear.weight.name} has no data")
+    tensor, axis = linear.tensor, linear.axis
     absmax = map_tensor(tensor, lambda array: channel_absmax(array, axis))
     try:
         scale = symmetric_scale(absmax, form.largest)

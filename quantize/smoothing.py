@@ -44,7 +44,7 @@ class Group:
     def width(self) -> int:
         """K."""
         weight = self.linears[0]
-        return int(_tensor(weight).shape[_input_axis(weight)])
+        return int(weight.tensor.shape[_input_axis(weight)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,14 +185,14 @@ def _columns(linear: Linear, divisors: NDArray[np.floating]) -> float:
     axis = _input_axis(linear)
     factors = np.expand_dims(divisors.astype(np.float32), 1 - axis)
     return map_tensor(
-        _tensor(linear), lambda array: float(np.square(np.abs(array * factors).max(axis=axis), dtype=np.float64).sum())
+        linear.tensor, lambda array: float(np.square(np.abs(array * factors).max(axis=axis), dtype=np.float64).sum())
     )
 
 
 def _rows(group: Group) -> _Rows:
     absmax, squares = np.zeros(group.width), np.zeros(group.width)
     for linear in group.linears:
-        found = map_tensor(_tensor(linear), partial(_rows_of, axis=linear.axis))
+        found = map_tensor(linear.tensor, partial(_rows_of, axis=linear.axis))
         absmax, squares = np.maximum(absmax, found.absmax), squares + found.squares
     return _Rows(absmax, squares)
 
@@ -205,13 +205,6 @@ def _rows_of(weight: NDArray[Any], axis: int) -> _Rows:
 
 def _input_axis(linear: Linear) -> int:
     return 1 - linear.axis
-
-
-def _tensor(linear: Linear) -> ir.TensorProtocol:
-    tensor = linear.weight.const_value
-    if tensor is None:
-        raise ValueError(f"weight {linear.weight.name} has no data")
-    return tensor
 
 
 def _steps(counts: Mapping[str, int], left: int) -> list[Step]:

@@ -18,8 +18,6 @@ from numpy.typing import NDArray
 from quantize.arithmetic import affine_scale, channel_absmax, dequantize, quantize_weight, symmetric_scale
 from quantize.calibration import Channels, measure_channels
 from quantize.histogram import Range
-from quantize.linears import Linear
-from quantize.nodes import map_tensor
 from quantize.sampled_rows import sample_rows
 from quantize.smoothing import Group, divisors_at, worthwhile
 from toolkit.types import Calibration, QuantConfig, Tensors
@@ -113,14 +111,7 @@ def _rounded_rows(rows: Float, bound: Range, recipe: QuantConfig) -> Float:
 
 
 def _weight(group: Group) -> Float:
-    return np.concatenate([_as_rows(linear) for linear in group.linears], axis=1)
-
-
-def _as_rows(linear: Linear) -> Float:
-    tensor = linear.weight.const_value
-    if tensor is None:
-        raise ValueError(f"weight {linear.weight.name} has no data")
-    return map_tensor(tensor, lambda array: np.array(array if linear.axis == 1 else array.T, dtype=np.float32))
+    return np.concatenate([linear.matrix() for linear in group.linears], axis=1)
 
 
 def _every_second(calibration: Calibration, first: int) -> Calibration:
