@@ -220,8 +220,7 @@ Status create(const Op* op, Api api, const void* info, void** made) {
 }
 
 Op op_of(int64_t variant) {
-  Op op = bare_op();
-  op.variant = variant;
+  Op op = bare_op<Kernel>(variant, create, compute);
   op.name = [](const Op* self) {
     constexpr const char* names[] = {"Attention", "AttentionMasked", "AttentionPacked", "AttentionPackedMasked"};
     return names[self->variant];
@@ -233,11 +232,6 @@ Op op_of(int64_t variant) {
     const size_t mask = mask_at(self->variant);
     return index < mask ? kFloat : index == mask ? kAnyType : kInt64;
   };
-  op.output_type = [](const Op*, size_t) { return static_cast<int>(kFloat); };
-  op.outputs = [](const Op*) -> size_t { return 1; };
-  op.destroy = [](void* kernel) { delete static_cast<Kernel*>(kernel); };
-  op.create_v2 = create;
-  op.compute_v2 = compute;
   return op;
 }
 

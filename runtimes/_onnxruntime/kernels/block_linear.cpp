@@ -578,16 +578,10 @@ Status compute(void* opened, void* context) {
   });
 }
 Op op_of(bool offset) {
-  Op op = bare_op();
-  op.variant = offset ? 1 : 0;
+  Op op = bare_op<Kernel>(offset ? 1 : 0, create, compute);
   op.name = [](const Op* self) { return self->variant == 1 ? "BlockLinearOffset" : "BlockLinear"; };
   op.input_type = [](const Op*, size_t index) { return index == 1 ? kUint8 : kFloat; };
   op.inputs = [](const Op* self) -> size_t { return self->variant == 1 ? 4 : 3; };
-  op.output_type = [](const Op*, size_t) { return static_cast<int>(kFloat); };
-  op.outputs = [](const Op*) -> size_t { return 1; };
-  op.destroy = [](void* kernel) { delete static_cast<Kernel*>(kernel); };
-  op.create_v2 = create;
-  op.compute_v2 = compute;
   return op;
 }
 

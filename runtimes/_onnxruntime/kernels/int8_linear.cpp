@@ -373,16 +373,12 @@ int type_of_input(const Op* op, size_t index) {
 }
 
 Op op_of(size_t variant) {
-  Op op = bare_op();
-  op.variant = static_cast<int64_t>(variant);
+  Op op = bare_op<Kernel>(static_cast<int64_t>(variant), create, compute);
   op.name = [](const Op* self) { return variant_of(self).name.c_str(); };
   op.input_type = type_of_input;
   op.inputs = [](const Op* self) { return variant_of(self).inputs(); };
   op.output_type = [](const Op* self, size_t) { return variant_of(self).result == kCodes ? kUint8 : kFloat; };
   op.outputs = [](const Op* self) { return static_cast<size_t>(variant_of(self).weights); };
-  op.destroy = [](void* kernel) { delete static_cast<Kernel*>(kernel); };
-  op.create_v2 = create;
-  op.compute_v2 = compute;
   return op;
 }
 

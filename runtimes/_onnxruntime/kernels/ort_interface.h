@@ -184,9 +184,16 @@ void in_pieces(Api api, void* context, int64_t pieces, const F& body) {
        const_cast<void*>(static_cast<const void*>(&body)));
 }
 
-// What all our operators have in common; names, types, counts, `create_v2`, `compute_v2` and `destroy` are to be set.
-inline Op bare_op() {
+// What all our operators have in common; name, inputs and their types are to be set. One output of float, unless said.
+template <class Kernel>
+Op bare_op(int64_t variant, Status (*create)(const Op*, Api, const void*, void**), Status (*compute)(void*, void*)) {
   Op op{};
+  op.variant = variant;
+  op.output_type = [](const Op*, size_t) { return static_cast<int>(kFloat); };
+  op.outputs = [](const Op*) -> size_t { return 1; };
+  op.destroy = [](void* kernel) { delete static_cast<Kernel*>(kernel); };
+  op.create_v2 = create;
+  op.compute_v2 = compute;
   op.version = kOpLayout;
   op.provider = [](const Op*) -> const char* { return nullptr; };
   op.input_kind = op.output_kind = op.input_memory = zero_of;
