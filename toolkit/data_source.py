@@ -11,9 +11,12 @@ from toolkit.errors import UsageError
 if TYPE_CHECKING:
     from toolkit.recipe.document import Data
 
-__all__ = ["DATASETS", "DataSource", "beside", "parse_source", "require_there", "source_or_count"]
+__all__ = ["DATASETS", "NO_DATA", "DataSource", "beside", "parse_source", "require_there", "source_or_count"]
 
 DATASETS = "datasets:"
+NO_DATA = "none"
+"""The source of an evaluation on golden inputs alone."""
+
 _FORM = "datasets:NAME[/CONFIG][:SPLIT][#COLUMN[,LABEL]]"
 
 
@@ -57,6 +60,8 @@ def parse_source(data: Data) -> DataSource:
 
 def beside(source: str, folder: Path) -> str:
     """A source whose path exists in `folder`, as a path from here; any other as it stands."""
+    if source == NO_DATA:
+        return source
     library = source.startswith(DATASETS)
     bare = source.removeprefix(DATASETS)
     for place, rest in _cuts(bare, "#:/" if library else "#"):

@@ -11,7 +11,7 @@ from exporters import OPSETS
 from model_zoo import resolve
 from toolkit import plugins
 from toolkit.compiled import ChecksOptions
-from toolkit.data_source import require_there
+from toolkit.data_source import NO_DATA, require_there
 from toolkit.drift.gates import parse_gate
 from toolkit.errors import UnsupportedError, UsageError
 from toolkit.recipe.changes import require_taken, taken
@@ -92,9 +92,10 @@ class Plan:
     def evaluate(self) -> Evaluation | None:
         """The held-out data that reference and stages are judged on: the user's, else the family's own if it has any.
 
-        Read here, as calibration data is.
+        Read here, as calibration data is. None where there is none, or the user wants none.
         """
-        return plugins.family(self.spec.family).evaluation(self.spec, self.request.evaluation or Data())
+        data = self.request.evaluation or Data()
+        return None if data.source == NO_DATA else plugins.family(self.spec.family).evaluation(self.spec, data)
 
     def recipe(self, target: Target) -> QuantConfig:
         """The recipe of the target's scheme for this model, with what the user changed."""
@@ -256,10 +257,17 @@ def _check_values(request: Request) -> None:
             f"opset {request.opset} is not one that can be exported",
             hint=f"Give --opset {OPSETS[0]} to {OPSETS[-1]}, or leave it out.",
         )
-    for given in filter(None, (request.calibration, request.evaluation)):
-        require_there(given)
-    if request.evaluation and not request.evaluation.source and request.evaluation != Data():
+    require_there(request.calibration)
+    if request.evaluation:
+        _check_evaluation(request.evaluation)
+
+
+def _check_evaluation(given: Data) -> None:
+    if given.source == NO_DATA and given.count is None:
+        return
+    if given.source in ("", NO_DATA) and given != Data():
         raise UsageError(
             "a number or seed of evaluation samples goes with a set of your own",
             hint="Give --evaluation DIR, FILE or datasets:NAME, or leave the number out.",
         )
+    require_there(given)

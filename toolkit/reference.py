@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -37,8 +38,13 @@ class Reference:
     evaluation_outputs: tuple[Tensors, ...]
     greedy: Greedy | None = None
 
-    def drift(self, stage: str, session: Session, plan: Plan, gate: Gate) -> StageDrift:
-        """Run the session on the same inputs, close it, and say how far its outputs are."""
+    def drift(
+        self, stage: str, session: Session, plan: Plan, gate: Gate, spare_above_db: float = math.inf
+    ) -> StageDrift:
+        """Run the session on the same inputs, close it, and say how far its outputs are.
+
+        On golden inputs alone, where they show every output's SQNR above `spare_above_db`.
+        """
         try:
             return measure(
                 stage,
@@ -51,6 +57,7 @@ class Reference:
                 evaluation=self.evaluation,
                 evaluation_reference=self.evaluation_outputs,
                 evaluation_candidate=judged(session, self.evaluation, plan.spec),
+                spare_above_db=spare_above_db,
             )
         finally:
             session.close()

@@ -132,6 +132,18 @@ def test_options_that_say_nothing(given: dict[str, object], says: str) -> None:
         options(**given)
 
 
+def test_none_is_no_evaluation_also_where_a_file_has_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "none").mkdir()
+    given = replace(options(evaluation="none", data_seed=3), model="vit-digits", targets=("ort-cpu-fp32",))
+    made = plan(given)
+    assert made.evaluate() is None
+    assert replace(made, request=replace(made.request, evaluation=None)).evaluate() is not None
+    assert beside("none", tmp_path) == "none"
+    with pytest.raises(UsageError, match="goes with a set of your own"):
+        plan(replace(given, evaluation=Data(source="none", count=5)))
+
+
 def test_a_count_of_evaluation_samples_wants_a_set() -> None:
     request = replace(options(evaluation_count=5), model="vit-digits", targets=("ort-cpu-fp32",))
     with pytest.raises(UsageError, match="goes with a set of your own"):

@@ -390,3 +390,22 @@ def test_the_tables_show_every_number_and_failure() -> None:
         assert "accuracy 98.50% to 97.00%, top-1 agreement 0.9800" in text
     assert "build: output 'y': SQNR 21.25 dB is below the gate's 30 dB" in render_text(made)
     assert "build: output 'z' is missing" in render_text(made)
+
+
+def test_the_task_is_spared_where_golden_inputs_moved_by_rounding_alone() -> None:
+    points = [{"y": np.random.default_rng(0).standard_normal((16, 3)).astype(np.float32)}]
+    evaluation = Evaluation("retrieval", ({},))
+
+    def overlap(moved: float, bound: float) -> StageDrift:
+        candidate = [{"y": rows(1, 2, 3)["y"] * (1 + moved)}]
+        return measure(
+            "export", "numpy", [rows(1, 2, 3)], candidate, spec(), spare_above_db=bound,
+            evaluation=evaluation, evaluation_reference=points, evaluation_candidate=iter(points),
+        )  # fmt: skip
+
+    spared, measured, unbounded = overlap(1e-6, 90), overlap(1e-3, 90), overlap(0, math.inf)
+    assert spared.task is not None
+    assert spared.task.skipped
+    assert spared.task.overlap_at_10 is None
+    assert "not measured" in task_words(spared.task)
+    assert [drift.task and drift.task.overlap_at_10 for drift in (measured, unbounded)] == [1, 1]

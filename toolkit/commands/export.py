@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from toolkit.errors import UsageError
-from toolkit.garbage import collected_seldom
+from toolkit.garbage import collected_seldom, spare_what_is_there
 
 if TYPE_CHECKING:
     from toolkit.bundle.read import Bundle
@@ -106,8 +106,9 @@ class _Named(click.Path):
 @click.option("--calibration-count", type=click.IntRange(min=1), help="How many samples to calibrate on; default 64.")
 @click.option(
     "--evaluation",
-    metavar="DIR|FILE|datasets:NAME",
-    help="Held-out images, text, JSONL or .npz that every stage is judged on; with classes, accuracy.",
+    metavar="DIR|FILE|datasets:NAME|none",
+    help="Held-out images, text, JSONL or .npz that stages are judged on; with classes, accuracy. none: golden inputs "
+    "alone.",
 )
 @click.option(
     "--evaluation-count",
@@ -191,6 +192,7 @@ def command(
     elif dry_run:
         click.echo(the_plan.describe())
     else:
+        spare_what_is_there()
         with located(recipes):
             bundles = export(the_plan, Silent() if as_json else Rows(console.progress()))
         (_emit if as_json else _print)(bundles)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +24,7 @@ from toolkit.types import Evaluation, Gate, ModelSpec, Session, Tensors
 __all__ = ["LOGITS", "answers", "judged", "mapped", "measure", "observe", "task_output"]
 
 LOGITS = "logits"
+_ROUNDING = "golden inputs moved by no more than rounding"
 
 
 def answers(
@@ -70,12 +72,14 @@ def measure(
     evaluation: Evaluation | None = None,
     evaluation_reference: Sequence[Tensors] = (),
     evaluation_candidate: Iterable[Tensors] = (),
+    spare_above_db: float = math.inf,
 ) -> StageDrift:
     """Compare every output of `spec` at its worst over all batches, and the task metric, under `gate`.
 
     `reference` and `candidate` are the outputs of the same batches, in order; the `evaluation_` pair
     likewise, of `evaluation.batches`, where the candidate's may be run as they are read (`answers`), and the
-    reference's may be summaries of its logits. Given the `inputs` of the batches, padded positions do not count.
+    reference's may be summaries of its logits; the task metric is spared where no output's SQNR is below
+    `spare_above_db`. Given the `inputs` of the batches, padded positions do not count.
     What cannot be compared (missing, NaN, Inf, wrong shape) is a failure in the answer.
     Raises UsageError when there is nothing to compare on or the numbers of batches differ.
     """
@@ -84,9 +88,15 @@ def measure(
         reference, candidate = at_attended(reference, inputs, spec), at_attended(candidate, inputs, spec)
     outputs = tuple(_output(tensor.name, reference, candidate) for tensor in spec.outputs)
     task = None
-    if evaluation is not None:
+    if evaluation is not None and _all_above(outputs, spare_above_db):
+        task = TaskDrift(metric=evaluation.metric, output=task_output(spec), count=0, skipped=_ROUNDING)
+    elif evaluation is not None:
         task = _evaluated(stage, spec, evaluation, evaluation_reference, evaluation_candidate)
     return judge(StageDrift(stage=stage, ran_on=ran_on, outputs=outputs, task=task), gate or Gate())
+
+
+def _all_above(outputs: Sequence[OutputDrift], bound: float) -> bool:
+    return all(output.sqnr_db is not None and output.sqnr_db > bound for output in outputs)
 
 
 def task_output(spec: ModelSpec) -> str:

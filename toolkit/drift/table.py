@@ -71,6 +71,8 @@ def task_words(task: TaskDrift | None) -> str:
         return ""
     if task.failure:
         return "not comparable"
+    if task.skipped and task.metric != "language":
+        return f"not measured: {task.skipped}"
     if task.metric == "language":
         return ", ".join([*_language(task), *_greedy(task)])
     if task.metric == "retrieval":

@@ -1,0 +1,93 @@
+"""A program is traced a second time only where that changes it, and says the same either way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+from torch.export import Dim, ExportedProgram
+
+from exporters.decompositions import decompose_where_needed
+
+
+class Of(nn.Module):
+    """A function of one tensor."""
+
+    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.function = function
+        self.linear = nn.Linear(6, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.function(self.linear(x))
+
+
+def _written(x: torch.Tensor) -> torch.Tensor:
+    y = x * 2
+    y += 1
+    y[:, 0] = 0
+    return y
+
+
+def _plain(x: torch.Tensor) -> torch.Tensor:
+    rows = nn.functional.dropout(x, 0.1, training=False).reshape(x.shape[0], -1, 3).contiguous().flatten(1)
+    return nn.functional.layer_norm(rows, (6,)).to(torch.float64).to(torch.float32).to(rows) + (rows > 0).to(x.dtype)
+
+
+CASES = {
+    "plain": (_plain, False),
+    "written in place": (_written, True),
+    "a composite that no table holds": (lambda x: torch.swapaxes(x, 0, 1) + 1, True),
+    "one that the exporter does not know": (lambda x: torch.rsub(x, 3.0), True),
+    "casts inside": (lambda x: (x > 0).to(torch.int64).to("cpu") * 3, False),
+}
+
+
+def _program(function: Callable[[torch.Tensor], torch.Tensor]) -> tuple[nn.Module, ExportedProgram]:
+    torch.manual_seed(0)
+    module = Of(function).eval()
+    return module, torch.export.export(module, (torch.randn(4, 6),), dynamic_shapes=({0: Dim.DYNAMIC},))
+
+
+@pytest.mark.parametrize(("function", "needed"), CASES.values(), ids=CASES)
+def test_it_is_traced_again_only_where_needed(function: Callable[[torch.Tensor], torch.Tensor], needed: bool) -> None:
+    module, program = _program(function)
+    decompose_where_needed(program)
+    traced: list[bool] = []
+    ours = program.run_decompositions
+
+    def watched(*given: object, **options: object) -> ExportedProgram:
+        made = ours(*given, **options)
+        traced.append(made is not program)
+        return made
+
+    object.__setattr__(program, "run_decompositions", watched)
+    with torch.no_grad():
+        exported = torch.onnx.export(program, (), dynamo=True, verbose=False)
+    assert traced == [needed]
+    assert exported is not None
+    session = onnxruntime.InferenceSession(exported.model_proto.SerializeToString())
+    for rows in (4, 7):
+        x = torch.randn(rows, 6, generator=torch.Generator().manual_seed(rows))
+        (got,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        expected = module(x).detach().numpy()
+        assert got.dtype == expected.dtype
+        np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+def test_casts_that_change_nothing_are_gone() -> None:
+    _, program = _program(lambda x: x.to(torch.float32).to("cpu").to(x) + x.to(torch.float64))
+    decompose_where_needed(program)
+    names = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+    assert [name for name in names if name.startswith(("aten.to.", "aten._to_copy."))] == ["aten._to_copy.default"]
+
+
+def test_a_table_of_ones_own_is_followed() -> None:
+    _, program = _program(_plain)
+    decompose_where_needed(program)
+    assert program.run_decompositions({}) is program
+    assert program.run_decompositions() is not program
