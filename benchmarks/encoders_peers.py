@@ -2,8 +2,8 @@
 
 Makes what it needs (environments, exports, quantizations and bundles, kept in the work folder), races the contenders of
 each column in interleaved rounds, measures drift on held-out data, and writes the JSON file and the page. A column that
-is asked for with --only replaces what the JSON file had of it; the rest stays. `--render` makes the page of the JSON
-file again. Needs Linux, Python's venv and a C++ compiler (for torch.compile).
+is asked for with --only replaces what the JSON file had of it; the rest stays, with the time and commit of its own.
+`--render` makes the page of the JSON file again. Needs Linux, Python's venv and a C++ compiler (for torch.compile).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
+from operator import itemgetter
 from pathlib import Path
 
 import platformdirs
@@ -24,7 +25,7 @@ from peers.data import Given, inputs_of, prepare_data
 from peers.environments import ENVIRONMENTS, environment
 from peers.models import COLUMNS, MODELS
 from peers.race import Entry, Pace, drifts, open_entries, race
-from peers.results import Drift, Raced, Results, replace_section, tables
+from peers.results import Drift, Facts, Raced, Results, replace_section, tables, told
 
 from model_zoo import resolve
 from toolkit.atomic import write_whole
@@ -46,10 +47,10 @@ def main() -> int:
     options = _options()
     results = Results.read(options.json, REFERENCE)
     if not options.render:
-        results.facts = _facts(options)
+        facts = _facts(options)
         for model in dict.fromkeys(COLUMNS[key].model for key in options.only):
             columns = [key for key in options.only if COLUMNS[key].model == model]
-            _measure(model, columns, options, results)
+            _measure(model, columns, options, facts, results)
             if not options.prepare:
                 results.write(options.json)
     if options.prepare:
@@ -60,7 +61,7 @@ def main() -> int:
     return int(any(results.absent.values()))
 
 
-def _measure(model: str, columns: Sequence[str], options: argparse.Namespace, results: Results) -> None:
+def _measure(model: str, columns: Sequence[str], options: argparse.Namespace, facts: Facts, results: Results) -> None:
     """One model: its contenders are opened once for all of its columns and for the held-out data."""
     given = prepare_data(options.work, model, MODELS[model])
     absent: dict[str, str] = {}
@@ -70,10 +71,10 @@ def _measure(model: str, columns: Sequence[str], options: argparse.Namespace, re
     _say(f"{MODELS[model].title}: {', '.join(loads)}")
     with open_entries(options.work, model, MODELS[model].embedding, loads, options.threads) as entries:
         for key in columns:
-            results.columns[key] = _raced(key, entries, options)
+            results.columns[key] = _raced(key, entries, options, facts)
         if MODELS[model].judged:
             moved = drifts(entries, REFERENCE, given.held_out)
-            results.drift[model] = Drift(MODELS[model].title, given.source, given.sha256, moved)
+            results.drift[model] = Drift(MODELS[model].title, given.source, given.sha256, moved, facts)
         absent |= {entry.key: entry.process.absent for entry in entries if entry.process.absent}
     results.columns = {key: results.columns[key] for key in COLUMNS if key in results.columns}
     results.drift = {key: results.drift[key] for key in MODELS if key in results.drift}
@@ -81,12 +82,12 @@ def _measure(model: str, columns: Sequence[str], options: argparse.Namespace, re
     _label(results, [*loads, *absent])
 
 
-def _raced(key: str, entries: Sequence[Entry], options: argparse.Namespace) -> Raced:
+def _raced(key: str, entries: Sequence[Entry], options: argparse.Namespace, facts: Facts) -> Raced:
     column, inputs = COLUMNS[key], inputs_of(options.work, key)
     now, load = datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes"), os.getloadavg()[0]
     _say(f"{column.title}: load {load:.1f}")
     turns = race(entries, inputs, Pace(options.seconds, options.rounds))
-    return Raced(column.title, column.model, now, load, turns, drifts(entries, REFERENCE, [inputs]))
+    return Raced(column.title, column.model, now, load, turns, drifts(entries, REFERENCE, [inputs]), facts)
 
 
 def _loads(model: str, given: Given, options: argparse.Namespace, absent: dict[str, str]) -> Loads:
@@ -120,7 +121,7 @@ def _label(results: Results, keys: Sequence[str]) -> None:
     results.labels = {key: PEERS[key].label if key in PEERS else own(key).label for key in order}
 
 
-def _facts(options: argparse.Namespace) -> dict[str, str]:
+def _facts(options: argparse.Namespace) -> Facts:
     here = machine(ROOT)
     git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
@@ -134,18 +135,18 @@ def _facts(options: argparse.Namespace) -> dict[str, str]:
 
 
 def _section(results: Results) -> list[str]:
-    facts = results.facts
     held = ", ".join(f"{drift.title} {drift.data} (`{drift.sha256[:8]}`)" for drift in results.drift.values())
     loads = [raced.load for raced in results.columns.values()]
     return [
         "",
         *tables(results),
         "",
-        f"- Measured {facts['date']} at commit `{facts['commit']}`: {facts['machine']}; {facts['threads']} threads; "
+        f"- Measured {told(results, '{date} at commit `{commit}`'.format_map)}: "
+        f"{told(results, itemgetter('machine'))}; {told(results, itemgetter('threads'))} threads; "
         f"load when a column began {min(loads, default=0):.1f} to {max(loads, default=0):.1f}.",
         f"- Held out: {held or 'nothing measured'}.",
-        f"- Ours: {facts['ours']}.",
-        *(f"- Environment `{name}`: {facts[name]}." for name in ENVIRONMENTS),
+        f"- Ours: {told(results, itemgetter('ours'))}.",
+        *(f"- Environment `{name}`: {told(results, itemgetter(name))}." for name in ENVIRONMENTS),
         "",
     ]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from quantize.clipping import Density, entropy_ends, mse_ends
 from toolkit.types import CalibrationMethod
 
-__all__ = ["DEFAULT_PERCENTILE", "Histogram", "Range"]
+__all__ = ["DEFAULT_PERCENTILE", "Histogram", "Range", "needs_histogram"]
 
 DEFAULT_PERCENTILE = 99.999
 _BINS = 4096
@@ -145,6 +145,11 @@ class Histogram:
         away = np.arange(_BINS) >> min(doublings, 62)
         group = _BINS - 1 + np.concatenate([-away[:0:-1], away])
         self.counts = np.bincount(group, weights=self.counts, minlength=self.counts.size).astype(np.int64)
+
+
+def needs_histogram(method: str) -> TypeGuard[CalibrationMethod]:
+    """Whether the method's range is worked out from a histogram; that of `minmax` is known from the two ends alone."""
+    return method in get_args(CalibrationMethod) and method != "minmax"
 
 
 def _chunk(weights: NDArray[np.int64]) -> int:

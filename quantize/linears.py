@@ -73,12 +73,13 @@ class Linear:
         return map_tensor(self.tensor, lambda array: np.array(array if self.axis == 1 else array.T, dtype=np.float32))
 
 
-def find_linears(graph: ir.Graph) -> list[Linear]:
-    """Every MatMul and Gemm with a constant [K, N] weight, and every Conv that the fed image reaches.
+def find_linears(graph: ir.Graph, *, convolutions: bool = True) -> list[Linear]:
+    """Every MatMul and Gemm with a constant [K, N] weight, and, where asked for, every Conv that the fed image reaches.
 
     Attention, products of two activations and later convolutions are not among them.
     """
-    return [linear for node in graph if (linear := _as_linear(node)) is not None]
+    found = [linear for node in graph if (linear := _as_linear(node)) is not None]
+    return [linear for linear in found if convolutions or linear.node.op_type != "Conv"]
 
 
 def split_excluded(linears: Iterable[Linear], patterns: tuple[str, ...]) -> tuple[list[Linear], list[Linear]]:

@@ -14,7 +14,7 @@ from quantize.calibration import feeds, fetch, open_session, weights_folder
 from quantize.smoothing import Group
 from toolkit.types import Calibration
 
-__all__ = ["first_row", "sample_rows"]
+__all__ = ["first_row", "real_rows", "sample_rows"]
 
 Rows = NDArray[np.float32]
 
@@ -41,7 +41,7 @@ def sample_rows(
         feed = {**batch, **{f"{_tap(name)}.start": np.array([start]) for name, start in starts.items()}}
         taken = fetch(session, [_tap(name) for name in names], feed, index)
         for name in names:
-            found[name].append(_real(taken[_tap(name)], mask, slice(starts[name], None, steps[name])))
+            found[name].append(real_rows(taken[_tap(name)], mask, slice(starts[name], None, steps[name])))
     return {name: np.concatenate(parts) for name, parts in found.items()}
 
 
@@ -62,8 +62,11 @@ def first_row(index: int, step: int) -> int:
     return int(index * _GOLDEN % 1 * step)
 
 
-def _real(rows: Rows, mask: NDArray[Any] | None, picked: slice) -> Rows:
-    """Without padding, where the tensor has a row a token."""
+def real_rows(rows: Rows, mask: NDArray[Any] | None, picked: slice = slice(None)) -> Rows:
+    """Those of `rows` [R, K] that are no padding by `mask` [batch, tokens], where the tensor has a row a token.
+
+    `rows` are the tensor's `picked` ones.
+    """
     kept = mask.reshape(-1)[picked] if mask is not None else None
     return rows if kept is None or kept.shape != rows.shape[:1] else rows[kept.astype(bool)]
 

@@ -21,7 +21,7 @@ from onnx import ModelProto, NodeProto, helper
 from quantize.calibration import feeds, fetch, not_finite, open_session, weights_folder
 from quantize.gptq import Hessian
 from quantize.nodes import map_tensor
-from quantize.sampled_rows import first_row
+from quantize.sampled_rows import first_row, real_rows
 from quantize.smoothing import Group
 from toolkit.types import Calibration
 
@@ -213,25 +213,17 @@ def _run(
             feed = {**store.read(index, stretch.fed), **weights}
             store.write(index, fetch(session, list(stretch.outputs), feed, index))
         activation = store.read(index, frozenset({name}))[name]
+        read = activation.reshape(-1, activation.shape[-1])
         try:
-            hessian.add(_thinned(_real(activation, store.masks[index]), index, len(store), most))
+            hessian.add(_thinned(real_rows(read, store.masks[index]), index, len(store), most))
         except ValueError as error:
             raise not_finite(stretch.group.activation, str(error), index) from error
         store.keep(index, stretch.alive)
     return hessian
 
 
-def _real(activation: Array, mask: Array | None) -> Array:
-    """Without the rows of padding, where the mask is one of tokens."""
-    if mask is None or activation.shape[:-1] != mask.shape:
-        return activation
-    kept: Array = activation[mask.astype(bool)]
-    return kept
-
-
-def _thinned(activation: Array, index: int, batches: int, most: int | None) -> Array:
-    """Every so many rows, so that as many batches like this one have about `most` rows in all."""
-    rows: Array = activation.reshape(-1, activation.shape[-1])
+def _thinned(rows: Array, index: int, batches: int, most: int | None) -> Array:
+    """Every so many of the rows [R, K], so that as many batches like this one have about `most` rows in all."""
     if most is None:
         return rows
     step = max(1, len(rows) * batches // most)

@@ -15,7 +15,7 @@ from quantize.arithmetic import affine_scale, symmetric_scale
 from quantize.calibration import Channels, measure_channels, observe, require
 from quantize.channel_rounding import round_by_data
 from quantize.formats import INT8, Format
-from quantize.histogram import DEFAULT_PERCENTILE, Histogram, Range
+from quantize.histogram import DEFAULT_PERCENTILE, Histogram, Range, needs_histogram
 from quantize.int8_attention import Int8Attention
 from quantize.linears import (
     Linear,
@@ -110,7 +110,7 @@ class Static:
     ) -> dict[str, Range]:
         """What of each smoothed activation the numbers are to cover."""
         method = self.recipe.calibration
-        if method in ("percentile", "entropy", "mse") and activations:
+        if needs_histogram(method) and activations:
             symmetric = self.recipe.activations != "uint8"
             kept = partial(Histogram.range, method=method, symmetric=symmetric, percent=self.percentile)
             histograms = observe(model, activations, calibration, divisors, weights)

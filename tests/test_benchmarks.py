@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,21 +17,23 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 from encoder_contenders import embedding  # noqa: E402
 from export_race import OURS, THEIRS, table  # noqa: E402
 from held_out import CROPS, PASSAGES, held_out, passages, photographs  # noqa: E402
-from peers.results import Drift, Raced, Results, replace_section, speedup, tables  # noqa: E402
+from peers.results import Drift, Raced, Results, replace_section, speedup, tables, told  # noqa: E402
 from turns import worker  # noqa: E402
 
 from model_zoo import resolve  # noqa: E402
 from model_zoo._text import shipped_passages  # noqa: E402
 
+FIRST = {"date": "2026-11-28", "commit": "aaa"}
+
 
 def raced(turns: dict[str, list[list[float]]], **moved: float) -> Raced:
-    return Raced("MiniLM 1x128", "minilm", "2026-11-28T12:00+00:00", 0.1, turns, moved)
+    return Raced("MiniLM 1x128", "minilm", "2026-11-28T12:00+00:00", 0.1, turns, moved, FIRST)
 
 
 def results(column: Raced, **absent: dict[str, str]) -> Results:
     labels = {"pytorch": "PyTorch", "fast": "Fast", "gone": "Gone"}
-    drift = {"minilm": Drift("MiniLM", "72 held-out passages", "abc", {"fast": 0.0612})}
-    return Results("pytorch", labels, {}, {"minilm-1x128": column}, drift, dict(absent))
+    drift = {"minilm": Drift("MiniLM", "72 held-out passages", "abc", {"fast": 0.0612}, FIRST)}
+    return Results("pytorch", labels, {"minilm-1x128": column}, drift, dict(absent))
 
 
 def test_a_ratio_is_the_median_over_rounds_of_ratios_of_medians() -> None:
@@ -62,6 +66,27 @@ def test_results_survive_their_file(tmp_path: Path) -> None:
     kept.write(tmp_path / "results.json")
     assert Results.read(tmp_path / "results.json", "pytorch") == kept
     assert Results.read(tmp_path / "none.json", "pytorch") == Results("pytorch")
+
+
+def test_a_column_keeps_when_it_was_measured_and_the_page_says_where_it_differs(tmp_path: Path) -> None:
+    def when(measured: Results) -> str:
+        return told(measured, "{date} at commit `{commit}`".format_map)
+
+    kept = results(raced({"pytorch": [[30.0]]}))
+    assert when(kept) == "2026-11-28 at commit `aaa`"
+    # An older file has it once, for all columns.
+    old = asdict(kept)
+    for each in (*old["columns"].values(), *old["drift"].values()):
+        del each["facts"]
+    (tmp_path / "old.json").write_text(json.dumps({**old, "facts": FIRST}))
+    read = Results.read(tmp_path / "old.json", "pytorch")
+    assert read == kept
+    again = {"date": "2026-11-29", "commit": "bbb"}
+    read.columns["vit"] = replace(read.columns["minilm-1x128"], title="ViT", facts=again)
+    read.write(tmp_path / "new.json")
+    assert when(Results.read(tmp_path / "new.json", "pytorch")) == (
+        "2026-11-28 at commit `aaa` (MiniLM 1x128, drift MiniLM) and 2026-11-29 at commit `bbb` (ViT)"
+    )
 
 
 def test_only_the_section_is_replaced() -> None:

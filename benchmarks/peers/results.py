@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -12,12 +12,15 @@ from pathlib import Path
 from toolkit.atomic import write_whole
 from toolkit.bench import Ratio, turn_ratio
 
-__all__ = ["STRANGE", "Drift", "Raced", "Results", "replace_section", "speedup", "tables"]
+__all__ = ["STRANGE", "Drift", "Facts", "Raced", "Results", "replace_section", "speedup", "tables", "told"]
 
 STRANGE = 0.5
 """Above this relative L2 a ratio of speeds compares two different computations, and the page says so."""
 
 _NONE = "-"
+
+Facts = Mapping[str, str]
+"""When, at which commit and on what something was measured."""
 
 
 @dataclass(slots=True)
@@ -33,6 +36,7 @@ class Raced:
     load: float
     turns: dict[str, list[list[float]]]
     moved: dict[str, float]
+    facts: Facts
 
 
 @dataclass(slots=True)
@@ -43,6 +47,12 @@ class Drift:
     data: str
     sha256: str
     relative_l2: dict[str, float]
+    facts: Facts
+
+    @property
+    def column(self) -> str:
+        """The head of its column."""
+        return f"drift {self.title}"
 
 
 @dataclass(slots=True)
@@ -51,19 +61,19 @@ class Results:
 
     reference: str
     labels: dict[str, str] = field(default_factory=dict)
-    facts: dict[str, str] = field(default_factory=dict)
     columns: dict[str, Raced] = field(default_factory=dict)
     drift: dict[str, Drift] = field(default_factory=dict)
     absent: dict[str, dict[str, str]] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path, reference: str) -> Results:
-        """What is in the file; nothing yet where there is none."""
+        """What is in the file; nothing yet where there is none. Older files hold one set of facts for all columns."""
         if not path.is_file():
             return cls(reference)
         stored = json.loads(path.read_text(encoding="utf-8"))
-        columns = {key: Raced(**value) for key, value in stored.pop("columns").items()}
-        drift = {key: Drift(**value) for key, value in stored.pop("drift").items()}
+        shared = {"facts": stored.pop("facts", {})}
+        columns = {key: Raced(**shared | value) for key, value in stored.pop("columns").items()}
+        drift = {key: Drift(**shared | value) for key, value in stored.pop("drift").items()}
         return cls(**stored, columns=columns, drift=drift)
 
     def write(self, path: Path) -> None:
@@ -80,13 +90,25 @@ def speedup(raced: Raced, key: str, reference: str) -> Ratio | None:
 def tables(results: Results) -> Iterator[str]:
     """Markdown: ratios with drift, milliseconds, and sentences on who is absent or answers something else."""
     titles = [raced.title for raced in results.columns.values()]
-    drifts = [f"drift {drift.title}" for drift in results.drift.values()]
+    drifts = [drift.column for drift in results.drift.values()]
     yield from _table([*titles, *drifts], results, _ratios)
     yield "\nMedian milliseconds of the same runs:\n"
     yield from _table(titles, results, _milliseconds)
     if remarks := [*_absences(results), *_strangers(results)]:
         yield ""
         yield from remarks
+
+
+def told(results: Results, describe: Callable[[Facts], str]) -> str:
+    """What `describe` says of all columns; where it differs, each with the columns that it is true of."""
+    titles: dict[str, list[str]] = {}
+    measured = {raced.title: raced.facts for raced in results.columns.values()}
+    measured |= {drift.column: drift.facts for drift in results.drift.values()}
+    for title, facts in measured.items():
+        titles.setdefault(describe(facts), []).append(title)
+    if len(titles) == 1:
+        return next(iter(titles))
+    return " and ".join(f"{what} ({', '.join(columns)})" for what, columns in titles.items())
 
 
 def replace_section(page: str, name: str, lines: Iterable[str]) -> str:

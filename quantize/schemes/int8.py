@@ -63,8 +63,7 @@ class StaticInt8:
 
 def _weights_by_channel(model: ir.Model, recipe: QuantConfig) -> list[Step]:
     lift_constants(model)
-    found = [each for each in find_linears(model.graph) if recipe.convolutions or each.node.op_type != "Conv"]
-    linears, excluded = split_excluded(found, recipe.exclude)
+    linears, excluded = split_excluded(find_linears(model.graph, convolutions=recipe.convolutions), recipe.exclude)
     steps = quantize_linears(model.graph, linears, None)
     return [*(step for step in steps if step.count), *excluded_step(excluded, recipe.exclude)]
 

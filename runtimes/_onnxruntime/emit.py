@@ -53,10 +53,15 @@ class Emitter:
         domain: str = "",
         outputs: int = 1,
         like: ir.Value | None = None,
+        metadata: Mapping[str, str] | None = None,
     ) -> ir.Node:
-        """Insert a node before `anchor`, with the anchor's module path; `like` gives output 0 its shape and type."""
+        """Insert a node before `anchor`; `like` gives output 0 its shape and type.
+
+        `metadata` says whose it is, as its module's path does: the anchor's where it is None, nobody's where it is
+        empty.
+        """
         node = ir.node(op_type, inputs, attributes, domain=domain, num_outputs=outputs, name=self._fresh(op_type))
-        node.metadata_props.update(anchor.metadata_props)
+        node.metadata_props.update(anchor.metadata_props if metadata is None else metadata)
         for index, value in enumerate(node.outputs):
             value.name = f"{node.name}_out{index}"
         if like is not None:

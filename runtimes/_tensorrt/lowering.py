@@ -8,16 +8,16 @@ from pathlib import Path
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
 
+from runtimes._standard.attention import lower_attention
+from runtimes._standard.biases import fold_biases
+from runtimes._standard.functions import inline_functions
+from runtimes._standard.half import half_elsewhere
+from runtimes._standard.signed import sign_quantization
+from runtimes._standard.static_cache import static_spec
 from runtimes._tensorrt.preflight import check
-from runtimes._tensorrt.rules.attention import lower_attention
-from runtimes._tensorrt.rules.biases import fold_biases
 from runtimes._tensorrt.rules.byte_inputs import cast_byte_inputs
-from runtimes._tensorrt.rules.functions import inline_functions
-from runtimes._tensorrt.rules.half import half_elsewhere
 from runtimes._tensorrt.rules.int8_attention import lower_int8_attention
 from runtimes._tensorrt.rules.opset import lower_opset
-from runtimes._tensorrt.rules.signed import sign_quantization
-from runtimes._tensorrt.rules.static_cache import static_spec
 from toolkit.errors import StageError
 from toolkit.hashing import data_path, graph_sha256
 from toolkit.types import DEFAULT_OPTIONS, LoweredGraph, QuantizedGraph, Samples, Step, TargetOptions

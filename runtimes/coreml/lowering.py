@@ -9,11 +9,11 @@ import onnx_ir as ir
 from onnx_ir.passes.common import CommonSubexpressionEliminationPass, RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
 
 from quantize.nodes import lift_constants
-from runtimes._tensorrt.rules.biases import fold_biases
-from runtimes._tensorrt.rules.functions import inline_functions
-from runtimes._tensorrt.rules.half import half_beside_weights
-from runtimes._tensorrt.rules.signed import sign_quantization
-from runtimes._tensorrt.rules.static_cache import static_spec
+from runtimes._standard.biases import fold_biases
+from runtimes._standard.functions import inline_functions
+from runtimes._standard.half import half_beside_weights
+from runtimes._standard.signed import sign_quantization
+from runtimes._standard.static_cache import static_spec
 from runtimes.coreml.rules.attention import lower_attention
 from runtimes.coreml.rules.constants import fold_constants
 from toolkit.errors import StageError

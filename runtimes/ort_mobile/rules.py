@@ -12,8 +12,8 @@ from runtimes._onnxruntime.emit import Emitter
 from runtimes._onnxruntime.lowering import Rule
 from runtimes._onnxruntime.rules.int8_conv import fold_int8_conv_weights
 from runtimes._onnxruntime.rules.lookup import look_up_integers
-from runtimes._tensorrt.rules.attention import lower_attention
-from runtimes._tensorrt.rules.functions import inline_functions
+from runtimes._standard.attention import lower_attention
+from runtimes._standard.functions import inline_functions
 from runtimes.ort_mobile.fixed import fix_shapes
 from runtimes.ort_mobile.operators import replace_expands, replace_gathers, replace_norms
 from runtimes.ort_mobile.widen import widen_arithmetic

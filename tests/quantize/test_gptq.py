@@ -153,19 +153,23 @@ def test_later_stretches_run_behind_the_weights_that_were_answered():
         np.testing.assert_allclose(hessian.total, rows.T @ rows, rtol=1e-3, atol=1e-3)
 
 
-def masked_model():
+def masked_model(tokens):
+    """A Linear that reads [batch, tokens, 32], or what `tokens` says of its shape."""
     b = Builder()
     x, mask = graph_input("x", ["batch", "tokens", 32]), graph_input("attention_mask", ["batch", "tokens"])
+    shape = b.weight("shape", np.array([*tokens, 32]))
     kept = b.op("Mul", b.op("Abs", x), b.op("Unsqueeze", mask, b.weight("axis", np.array([2]))))
-    return b.model([x, mask], {"y": b.op("Add", b.linear(b.op("Abs", x), "one", 32, 32), kept)})
+    read = b.op("Reshape", b.op("Abs", x), shape)
+    return b.model([x, mask], {"y": b.op("Add", b.linear(read, "one", 32, 32), b.op("Reshape", kept, shape))})
 
 
-def test_rows_of_padding_are_not_counted():
+@pytest.mark.parametrize("tokens", [(0, 0), (-1,)], ids=["batch and tokens", "rows"])
+def test_rows_of_padding_are_not_counted(tokens):
     rng = np.random.default_rng(0)
     x, mask = rng.normal(size=(2, 6, 32)).astype(np.float32), np.ones((2, 6), np.float32)
     mask[1, 4:] = 0
     data = Calibration(lambda: iter([{"x": x, "attention_mask": mask}]), 1, "one batch")
-    found, model = [], masked_model()
+    found, model = [], masked_model(tokens)
     walk(model, groups_of(model), data, lambda group, hessian: found.append(hessian) or {})
     # The group's stretch does not need the mask, so the batch's own is used.
     rows = np.abs(x)[mask.astype(bool)]
@@ -174,7 +178,7 @@ def test_rows_of_padding_are_not_counted():
 
 
 def test_nan_in_an_activation_names_the_tensor_and_a_missing_input_is_a_usage_error():
-    model = masked_model()
+    model = masked_model((0, 0))
     mask = np.ones((1, 2), np.float32)
     bad = {"x": np.full((1, 2, 32), np.nan, np.float32), "attention_mask": mask}
     with pytest.raises(StageError, match="holds NaN on calibration batch 0"):

@@ -11,10 +11,10 @@ import pytest
 from trt_graphs import FEEDS, Block
 
 from runtimes import portable_session
+from runtimes._standard.bounds import bounds_of
+from runtimes._standard.half import half_elsewhere
 from runtimes._tensorrt.lowering import lower_model
 from runtimes._tensorrt.preflight import objections
-from runtimes._tensorrt.rules.bounds import bounds_of
-from runtimes._tensorrt.rules.half import half_elsewhere
 from toolkit.types import Calibration
 
 HALF, FULL = ir.DataType.FLOAT16, ir.DataType.FLOAT

@@ -16,11 +16,11 @@ from trt_traps import CONSTANTS, QUANTIZED, TRAPS, WEIGHT, builds, graph, produc
 from trt_trial import Trial, attempt
 
 from runtimes import portable_session
+from runtimes._standard.biases import fold_biases
+from runtimes._standard.signed import sign_quantization
 from runtimes._tensorrt.lowering import lower_model
 from runtimes._tensorrt.preflight import objections
-from runtimes._tensorrt.rules.biases import fold_biases
 from runtimes._tensorrt.rules.byte_inputs import cast_byte_inputs
-from runtimes._tensorrt.rules.signed import sign_quantization
 from toolkit.errors import UnsupportedError
 from toolkit.types import Step
 

@@ -205,6 +205,15 @@ def test_a_harmful_module_makes_the_most_noise(bench, scheme):
 
 
 @pytest.mark.heavy
+def test_a_recipe_without_convolutions_ranks_none(bench):
+    recipe = replace(bench.plan.recipe(Target("ort-cpu", "int8")), convolutions=False)
+    noises = module_noises(bench.exported, recipe, bench.calibration)
+    linears = find_linears(ir.load(bench.exported.path).graph)
+    assert any(each.node.op_type == "Conv" for each in linears)
+    assert {each.module for each in noises} == {each.module for each in linears if each.node.op_type != "Conv"}
+
+
+@pytest.mark.heavy
 def test_the_quantized_graph_is_held_to_the_gate_as_an_export_holds_it(bench, tmp_path):
     close = bench.attempt(Target("ort-cpu", "int8"), Quantization())
     coarse = bench.attempt(Target("ort-cpu", "int4"), Quantization(rounding="nearest"))

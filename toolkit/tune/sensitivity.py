@@ -122,7 +122,7 @@ def rounded_weight(weight: Array, axis: int, recipe: QuantConfig) -> Array | Non
 
 def _switched(model: ir.Model, recipe: QuantConfig, calibration: Calibration) -> list[_Switched]:
     """Smooth the graph, and give every Linear its switch."""
-    found = find_linears(model.graph)
+    found = find_linears(model.graph, convolutions=recipe.convolutions)
     groups = find_groups(found)
     widths = dict.fromkeys((linear.activation for linear in found), 1) | {
         group.activation: group.width for group in groups
@@ -132,7 +132,7 @@ def _switched(model: ir.Model, recipe: QuantConfig, calibration: Calibration) ->
     _, renamed = smooth(model.graph, groups, divisors) if divisors else ([], {})
     held = {renamed.get(name, name): (each, divisors.get(name)) for name, each in seen.items()}
     most = max((each.rows for each in seen.values()), default=1)
-    linears = find_linears(model.graph)
+    linears = find_linears(model.graph, convolutions=recipe.convolutions)
     last = last_linears(model.graph, linears)
     # Weights in blocks: the last Linear before an output takes 8 bits.
     recipes = [replace(recipe, weights="int8") if linear.node in last else recipe for linear in linears]

@@ -111,11 +111,10 @@ class _Rule:
             inputs += self._weight_of(chain)
         inputs += [first.residual] if first.residual is not None else []
         inputs += first.result.constants if first.result is not None else []
-        made = self._emit.before(anchor, variant.name, inputs, domain=DOMAIN, outputs=len(chains))
-        made.metadata_props.clear()
-        made.metadata_props.update(first.last.metadata_props)
+        metadata = dict(first.last.metadata_props)
         for index, chain in enumerate(chains):
-            made.metadata_props.update(_scopes_of(chain, index))
+            metadata |= _scopes_of(chain, index)
+        made = self._emit.before(anchor, variant.name, inputs, domain=DOMAIN, outputs=len(chains), metadata=metadata)
         self._count(variant, first.factor is not None)
         self._replace(made, chains)
         self.variants[variant] = None

@@ -111,9 +111,7 @@ class _Rule:
         like: ir.Value | None = None,
     ) -> ir.Value:
         """The output of a node of no module: a module's output is what it computes, not that on other axes."""
-        made = self._emit.before(anchor, op_type, inputs, attributes, like=like)
-        made.metadata_props.clear()
-        return made.outputs[0]
+        return self._emit.before(anchor, op_type, inputs, attributes, like=like, metadata={}).outputs[0]
 
 
 def _pays(nodes: list[ir.Node]) -> bool:

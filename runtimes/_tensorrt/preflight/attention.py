@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from runtimes._tensorrt.nodes import origin, same_dim, static_dim
+from runtimes._standard.nodes import origin, same_dim, static_dim
 from runtimes._tensorrt.preflight.finding import Finding
 
 __all__ = ["attention"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from runtimes._tensorrt.nodes import Writer
+from runtimes._standard.nodes import Writer
 from toolkit.types import Step
 
 __all__ = ["cast_byte_inputs"]

@@ -10,8 +10,8 @@ import numpy as np
 import onnx_ir as ir
 
 from exporters.fused_attention import FusedAttention, attention_nodes, read
-from runtimes._tensorrt.nodes import Writer, take_over
-from runtimes._tensorrt.rules.masks import Masks
+from runtimes._standard.masks import Masks
+from runtimes._standard.nodes import Writer, take_over
 from toolkit.types import Step
 
 __all__ = ["lower_int8_attention"]

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from exporters.fused_attention import FusedAttention
-from runtimes._tensorrt.nodes import Writer, same_dim
+from runtimes._standard.nodes import Writer, same_dim
 
 __all__ = ["Mask", "Masks"]
 

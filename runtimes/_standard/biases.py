@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from runtimes._tensorrt.nodes import Writer
+from runtimes._standard.nodes import Writer
 from toolkit.types import Step
 
 __all__ = ["fold_biases"]

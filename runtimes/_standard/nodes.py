@@ -1,4 +1,4 @@
-"""Writing TensorRT's form of a node into an `onnx_ir` graph, and reading shapes and types off its values."""
+"""Writing nodes of the standard into an `onnx_ir` graph, and reading shapes and types off its values."""
 
 from __future__ import annotations
 

@@ -9,9 +9,9 @@ import numpy as np
 import onnx_ir as ir
 
 from exporters.fused_attention import FusedAttention, attention_nodes, read, remove_function
-from runtimes._tensorrt.nodes import Writer, origin, same_dim, static_dim, take_over
-from runtimes._tensorrt.rules.masks import Mask, Masks
-from runtimes._tensorrt.rules.static_cache import StaticCache
+from runtimes._standard.masks import Mask, Masks
+from runtimes._standard.nodes import Writer, origin, same_dim, static_dim, take_over
+from runtimes._standard.static_cache import StaticCache
 from toolkit.errors import UnsupportedError
 from toolkit.types import Step
 

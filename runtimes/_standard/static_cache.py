@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from exporters.fused_attention import FusedAttention, attention_nodes, read
-from runtimes._tensorrt.nodes import Writer, static_dim
+from runtimes._standard.nodes import Writer, static_dim
 from toolkit.cache_names import ATTENTION_MASK, WRITE_INDICES, is_past, is_present
 from toolkit.errors import UnsupportedError
 from toolkit.types import ModelSpec, TensorSpec

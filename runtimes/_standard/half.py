@@ -9,9 +9,9 @@ from onnx_ir.passes.common import ShapeInferencePass
 from quantize.half_cast import cast_graph
 from quantize.half_plan import kept_steps, plan_half
 from quantize.half_precision import Decision
-from runtimes._tensorrt.nodes import Writer
-from runtimes._tensorrt.rules.block_scales import computed, scale_makers
-from runtimes._tensorrt.rules.bounds import bounds_of
+from runtimes._standard.block_scales import computed, scale_makers
+from runtimes._standard.bounds import bounds_of
+from runtimes._standard.nodes import Writer
 from toolkit.types import Samples, Step
 
 __all__ = ["half_beside_weights", "half_elsewhere"]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
-from runtimes._tensorrt.nodes import Writer
+from runtimes._standard.nodes import Writer
 from toolkit.types import Step
 
 __all__ = ["sign_quantization"]
