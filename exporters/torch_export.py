@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import warnings
 from collections.abc import Iterator
@@ -56,7 +55,6 @@ def export(
         model = _translate(program, spec, opset)
     # The program holds the traced copy of every constant; the weights below are the module's own memory.
     del program
-    gc.collect()
     count = canonicalise(model, spec)
     _check_count(fusion, count)
     attach_function(model)
