@@ -1,8 +1,8 @@
 """Exporting MiniLM beside `optimum-cli export onnx`: `python benchmarks/export_race.py [--work DIR]`.
 
 Whole processes take turns, each writing into a new folder; an untimed turn first. Wall time is from start to exit, the
-peak that of the largest process of either (`ru_maxrss`). Optimum runs in its own environment, as in
-`encoders_peers.py`. Writes a JSON file and its section of the page. Linux and macOS.
+peak that of the largest process of either (`ru_maxrss`). Either runs in an environment of its own with what its users
+install, as in `encoders_peers.py`. Writes a JSON file and its section of the page. Linux and macOS.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from toolkit.atomic import write_whole
 
 JSON = ROOT / "benchmarks" / "results" / "export_race.json"
 SECTION = "export_race"
-OURS, THEIRS = "toolkit export", "optimum-cli export onnx"
+OURS, THEIRS = "toolkit export --evaluation none", "optimum-cli export onnx"
+_WHOLE, _TOKENS = "toolkit export", f"{THEIRS} --library transformers"
 _UNIT = 1 if sys.platform == "darwin" else 1024
 
 Turn = dict[str, float]
@@ -81,17 +82,20 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
 def _commands(options: argparse.Namespace) -> dict[str, list[str]]:
     """What is run, up to the folder that it writes."""
     folder = resolve(options.model, offline=True).source
-    optimum = environment(options.work, "optimum").with_name("optimum-cli")
+    toolkit = environment(options.work, "toolkit").with_name("toolkit")
+    optimum = environment(options.work, "optimum-export").with_name("optimum-cli")
+    ours = [str(toolkit), "export", "--model", options.model, "--target", "ort-cpu-fp32", "--offline"]
+    theirs = [str(optimum), "export", "onnx", "--model", folder, "--task", "feature-extraction"]
     return {
-        OURS: [sys.executable, "-m", "toolkit", "export", "--model", options.model, "--target", "ort-cpu-fp32",
-               "--offline", "--output"],
-        THEIRS: [str(optimum), "export", "onnx", "--model", folder, "--task", "feature-extraction"],
-    }  # fmt: skip
+        OURS: [*ours, "--evaluation", "none", "--output"],
+        THEIRS: theirs,
+        _TOKENS: [*theirs, "--library", "transformers"],
+        _WHOLE: [*ours, "--output"],
+    }
 
 
 def _turn(command: Sequence[str], output: Path) -> Turn:
-    ours = command[0] == sys.executable
-    variables = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT) if ours else ""}
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
     with tempfile.TemporaryFile() as said:
         start = time.monotonic()
         process = subprocess.Popen([*command, str(output)], env=variables, stdout=said, stderr=said)

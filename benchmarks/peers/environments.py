@@ -11,6 +11,7 @@ __all__ = ["ENVIRONMENTS", "OWN", "environment"]
 
 OWN = "own"
 """The environment that the benchmark runs in: this toolkit's."""
+_ROOT = Path(__file__).parents[2]
 
 ENVIRONMENTS: Mapping[str, tuple[str, ...]] = {
     "inductor": ("torch==2.13.0+cpu", "transformers==5.23.0", "torchao==0.18.0"),
@@ -18,10 +19,16 @@ ENVIRONMENTS: Mapping[str, tuple[str, ...]] = {
         "torch==2.13.0+cpu", "transformers==4.57.6", "optimum-onnx[onnxruntime]==0.1.0", "onnxruntime==1.32.0",
         "datasets==4.8.5", "pillow==12.2.0",
     ),
+    "optimum-export": (
+        "torch==2.13.0+cpu", "transformers==4.57.6", "optimum-onnx[onnxruntime]==0.1.0", "onnxruntime==1.32.0",
+        "sentence-transformers==5.7.0", "accelerate==1.15.0",
+    ),
+    "toolkit": ("--constraint", str(_ROOT / "constraints.txt"), "--editable", str(_ROOT)),
     "openvino": ("openvino==2026.4.1", "nncf==3.4.0"),
 }  # fmt: skip
 """`torch==…+cpu` is the build without CUDA: pip takes it from a local index or folder (`--find-links`), or from
-PyTorch's own index of CPU builds."""
+PyTorch's own index of CPU builds. `toolkit` is what its users install, with none of the extras or of what develops it;
+`optimum-export` has what `optimum-cli` asks for when it exports a sentence encoder."""
 
 _INSTALLED = "installed.txt"
 
