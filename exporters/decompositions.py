@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache, partial
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch._ops import OperatorBase, OpOverload
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
-__all__ = ["decompose_where_needed"]
+__all__ = ["decomposed_where_needed"]
 
 _Table = Mapping[Any, Callable[..., Any]]
 _aten = torch.ops.aten
@@ -23,15 +24,21 @@ _TRANSLATED = frozenset(
 """Composites that no table can hold, and that `torch.onnx` translates to what their parts would be."""
 
 
-def decompose_where_needed(program: ExportedProgram) -> None:
-    """Let `torch.onnx.export` leave the program as it is where its decompositions would change nothing.
+@contextmanager
+def decomposed_where_needed(program: ExportedProgram) -> Iterator[None]:
+    """Within it, `torch.onnx.export` leaves the program as it is where its decompositions would change nothing.
 
     They replace what their table names and what only a trace can take apart, write changes in place as new tensors,
     and inline graphs within the graph. A program without any of those comes out as it went in, a second trace later.
     """
     _cast_plainly(program)
     whole = program.run_decompositions
-    object.__setattr__(program, "run_decompositions", partial(_decomposed, program, whole))
+    given = program.__dict__
+    given["run_decompositions"] = partial(_decomposed, program, whole)
+    try:
+        yield
+    finally:
+        del given["run_decompositions"]
 
 
 def _decomposed(

@@ -17,7 +17,7 @@ from torch.export import ExportedProgram
 from exporters import DEFAULT_OPSET, UNFUSED, resizing
 from exporters.canonical import canonicalise
 from exporters.contract import Fusion, check_contract, check_deterministic, find_attention
-from exporters.decompositions import decompose_where_needed
+from exporters.decompositions import decomposed_where_needed
 from exporters.fused_attention.function import attach_function
 from exporters.fused_attention.interface import NAME, register
 from exporters.fused_attention.translation import TRANSLATIONS
@@ -51,8 +51,8 @@ def export(
         fusion = find_attention(program)
         check_contract(fusion, allow_unfused=allow_unfused, expect_attention=spec.kind != "module")
         pool_by_mean(program)
-        decompose_where_needed(program)
-        model = _translate(program, spec, opset)
+        with decomposed_where_needed(program):
+            model = _translate(program, spec, opset)
     # The program holds the traced copy of every constant; the weights below are the module's own memory.
     del program
     count = canonicalise(model, spec)

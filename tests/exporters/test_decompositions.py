@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
 
-from exporters.decompositions import decompose_where_needed
+from exporters.decompositions import decomposed_where_needed
 
 
 class Of(nn.Module):
@@ -56,17 +56,16 @@ def _program(function: Callable[[torch.Tensor], torch.Tensor]) -> tuple[nn.Modul
 @pytest.mark.parametrize(("function", "needed"), CASES.values(), ids=CASES)
 def test_it_is_traced_again_only_where_needed(function: Callable[[torch.Tensor], torch.Tensor], needed: bool) -> None:
     module, program = _program(function)
-    decompose_where_needed(program)
     traced: list[bool] = []
-    ours = program.run_decompositions
+    with decomposed_where_needed(program), torch.no_grad():
+        ours = program.run_decompositions
 
-    def watched(*given: object, **options: object) -> ExportedProgram:
-        made = ours(*given, **options)
-        traced.append(made is not program)
-        return made
+        def watched(*given: object, **options: object) -> ExportedProgram:
+            made = ours(*given, **options)
+            traced.append(made is not program)
+            return made
 
-    object.__setattr__(program, "run_decompositions", watched)
-    with torch.no_grad():
+        program.__dict__["run_decompositions"] = watched
         exported = torch.onnx.export(program, (), dynamo=True, verbose=False)
     assert traced == [needed]
     assert exported is not None
@@ -81,13 +80,15 @@ def test_it_is_traced_again_only_where_needed(function: Callable[[torch.Tensor],
 
 def test_casts_that_change_nothing_are_gone() -> None:
     _, program = _program(lambda x: x.to(torch.float32).to("cpu").to(x) + x.to(torch.float64))
-    decompose_where_needed(program)
+    with decomposed_where_needed(program):
+        pass
     names = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
     assert [name for name in names if name.startswith(("aten.to.", "aten._to_copy."))] == ["aten._to_copy.default"]
 
 
 def test_a_table_of_ones_own_is_followed() -> None:
     _, program = _program(_plain)
-    decompose_where_needed(program)
-    assert program.run_decompositions({}) is program
-    assert program.run_decompositions() is not program
+    with decomposed_where_needed(program):
+        assert program.run_decompositions({}) is program
+        assert program.run_decompositions() is not program
+    assert program.run_decompositions({}) is not program
