@@ -26,7 +26,7 @@ import click
 import toolkit
 from toolkit import disk
 from toolkit.errors import MissingDependencyError, StageError, ToolkitError, UsageError
-from toolkit.garbage import end_at_once
+from toolkit.garbage import collected_seldom, end_at_once
 
 __all__ = ["CommandFolder", "json_requested", "known_error", "library_messages", "main"]
 
@@ -125,7 +125,7 @@ class CommandFolder(click.Group):
     def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> Any:
         """As click, with SIGTERM arriving as KeyboardInterrupt so that clean-up runs."""
         end_at_once()
-        with _termination_interrupts():
+        with _termination_interrupts(), collected_seldom():
             return super().main(args, *rest, **extra)
 
 

@@ -7,14 +7,14 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["collected_seldom", "end_at_once", "spare_what_is_there"]
+__all__ = ["collected_seldom", "end_at_once", "spared"]
 
-_ALLOCATIONS = 3_000_000
+_ALLOCATIONS = 200_000
 
 
 @contextmanager
 def collected_seldom() -> Iterator[None]:
-    """While this lasts, Python looks for cycles once in 3,000,000 new containers, and then as it did before.
+    """While this lasts, Python looks for cycles once in 200,000 new containers, and then as it did before.
 
     Importing torch and tracing a model allocate millions of objects that stay, and each look goes through them.
     A call of `gc.collect` collects as ever.
@@ -28,9 +28,15 @@ def collected_seldom() -> Iterator[None]:
         gc.unfreeze()
 
 
-def spare_what_is_there() -> None:
-    """Until `collected_seldom` ends, no look goes through what is there now: modules that were imported stay."""
-    gc.freeze()
+@contextmanager
+def spared() -> Iterator[None]:
+    """For imports: no look while this lasts, and until `collected_seldom` ends none goes through what is there now."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.freeze()
 
 
 def end_at_once() -> None:

@@ -1,10 +1,12 @@
-"""Seldom looking for cycles ends with the block, however it ends."""
+"""Seldom looking for cycles ends with the block, however it ends; what was imported is spared until then."""
 
 import gc
+import subprocess
+import sys
 
 import pytest
 
-from toolkit.garbage import collected_seldom
+from toolkit.garbage import collected_seldom, spared
 
 
 def test_the_threshold_is_raised_and_put_back() -> None:
@@ -17,6 +19,32 @@ def test_the_threshold_is_raised_and_put_back() -> None:
 
 def test_an_error_puts_it_back_too() -> None:
     before = gc.get_threshold()
-    with pytest.raises(KeyError), collected_seldom():
+    with pytest.raises(KeyError), collected_seldom(), spared():
         raise KeyError
     assert gc.get_threshold() == before
+    assert gc.isenabled()
+    assert gc.get_freeze_count() == 0
+
+
+def test_what_is_there_is_spared_until_the_end() -> None:
+    with collected_seldom():
+        with spared():
+            assert not gc.isenabled()
+            made = [[] for _ in range(10)]
+        assert gc.isenabled()
+        assert gc.get_freeze_count() >= len(made)
+        made.append([])
+    assert gc.get_freeze_count() == 0
+
+
+def test_a_command_ends_without_a_last_look() -> None:
+    said = subprocess.run([sys.executable, "-c", _COMMAND], check=True, capture_output=True, text=True, timeout=60)
+    assert said.stdout.splitlines()[-1] == "frozen"
+
+
+_COMMAND = """
+import atexit, gc
+from toolkit.cli import main
+atexit.register(lambda: print("frozen" if gc.get_freeze_count() else "not frozen"))
+main(["--version"], standalone_mode=False)
+"""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from toolkit.errors import UsageError
-from toolkit.garbage import collected_seldom, spare_what_is_there
+from toolkit.garbage import spared
 
 if TYPE_CHECKING:
     from toolkit.bundle.read import Bundle
@@ -167,7 +167,6 @@ class _Named(click.Path):
 @click.option("--trust-remote-code", is_flag=True, help="Let the model run code of its own repository.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
 @click.pass_context
-@collected_seldom()
 def command(
     context: click.Context,
     /,
@@ -184,7 +183,8 @@ def command(
     from toolkit.recipe.command import located, plan_of
 
     given = {name: value for name, value in options.items() if _is_given(context, name)}
-    the_plan = plan_of(recipes, _fields(given))
+    with spared():
+        the_plan = plan_of(recipes, _fields(given))
     if recipe_file:
         _write_recipe(the_plan.request, recipe_file, as_json=as_json)
     elif dry_run and as_json:
@@ -192,7 +192,6 @@ def command(
     elif dry_run:
         click.echo(the_plan.describe())
     else:
-        spare_what_is_there()
         with located(recipes):
             bundles = export(the_plan, Silent() if as_json else Rows(console.progress()))
         (_emit if as_json else _print)(bundles)
