@@ -22,7 +22,7 @@ COUNT = 0x110000
 INSIDE, REMOVED, ISOLATED = 0, 1, 2
 """What a pre-tokenizer does with a character between two letters: part of the word, dropped, a word of its own."""
 
-_PLANE, _BESIDE, _BETWEEN = 0x10000, ord("a"), ord("|")
+_PLANE, _BESIDE, _BETWEEN = 0x10000, "a", ord("|")
 _PIECE = 1 << 13  # characters that the library is asked about at once: its time grows faster than the text
 _FULL = (0, 1, 2, 3, 14)
 _ALIKE = ((range(4, 14), 4), (range(15, 17), 15))
@@ -55,19 +55,16 @@ def context(pre_tokenizer: str) -> NDArray[np.int8]:
 
     Letters are not asked about: they are INSIDE.
     """
-    letters = members(r"\p{L}")
-    asked = _asked()[~letters[_asked()]]
-    codes = np.full(2 * len(asked) + 1, _BESIDE)
-    codes[1::2] = asked
+    asked = _asked()[~members(r"\p{L}")[_asked()]]
     stage = _stage("pre_tokenizer", pre_tokenizer)
-    covered, starts = np.zeros(len(codes), np.bool_), np.zeros(len(codes), np.bool_)
-    for at, text in _pieces(codes, overlap=1):
+    answers = np.full(COUNT, REMOVED, np.int8)
+    for at, text in _pieces(asked):
         for _, (start, end) in stage.pre_tokenize_str(text):
-            covered[at + start : at + end] = True
-            starts[at + start] |= start > 0  # every piece begins with a letter, which says nothing
-    own = np.where(starts[1:-1:2] & starts[2::2], ISOLATED, INSIDE)
-    answers = np.full(COUNT, INSIDE, np.int8)
-    answers[asked] = np.where(covered[1:-1:2], own, REMOVED)
+            answers[asked[at + start : at + end]] = INSIDE if end - start > 1 else ISOLATED
+    for code in asked[answers[asked] == ISOLATED].tolist():  # it may have stood alone among others that are dropped
+        if len(stage.pre_tokenize_str(f"{_BESIDE}{chr(code)}{_BESIDE}")) == 1:
+            answers[code] = INSIDE
+    answers[np.flatnonzero(members(r"\p{L}"))] = INSIDE
     return _everywhere(answers[_asked()])
 
 
@@ -132,10 +129,12 @@ def _stage(kind: str, text: str) -> Any:
 @lru_cache(maxsize=1)
 def _asked() -> NDArray[np.int64]:
     """In order: every code point of the planes in use but surrogates, and samples of the planes that are all alike."""
-    planes = [np.arange(plane * _PLANE, (plane + 1) * _PLANE) for plane in _FULL]
-    samples = [sample * _PLANE + low for _, sample in _ALIKE for low in (0, 0xFFFE)]
-    codes = np.sort(np.concatenate([*planes, np.array(samples)]))
-    return codes[(codes < 0xD800) | (codes >= 0xE000)]
+    asked = np.zeros((COUNT // _PLANE, _PLANE), np.bool_)
+    asked[_FULL, :] = True
+    asked[0, 0xD800:0xE000] = False
+    for _, sample in _ALIKE:
+        asked[sample, [0, 0xFFFE]] = True
+    return np.flatnonzero(asked)
 
 
 def _normalized(stage: Any, codes: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -144,10 +143,10 @@ def _normalized(stage: Any, codes: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.frombuffer(made.encode("utf-32-le"), "<u4").astype(np.int64)
 
 
-def _pieces(codes: NDArray[np.int64], overlap: int = 0) -> Iterator[tuple[int, str]]:
-    """Where each piece of a text begins, and the piece, with `overlap` characters of the next."""
+def _pieces(codes: NDArray[np.int64]) -> Iterator[tuple[int, str]]:
+    """Where each piece of a text begins, and the piece."""
     text = codes.astype("<u4").tobytes().decode("utf-32-le")
-    return ((at, text[at : at + _PIECE + overlap]) for at in range(0, len(text) - overlap, _PIECE))
+    return ((at, text[at : at + _PIECE]) for at in range(0, len(text), _PIECE))
 
 
 def _everywhere(answers: NDArray[Any]) -> NDArray[Any]:
