@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model_zoo._char_tables import COUNT, members
+from model_zoo._char_tables import COUNT, Forms, members
 from model_zoo._graph_builder import Graph, Value
 
 __all__ = [
@@ -114,21 +114,13 @@ def lookup(g: Graph, stream: Value, values: NDArray[np.integer], mark: int = 0) 
     return g.op("Gather", np.frombuffer(b"".join(rows), np.int32), row + code % _PAGE).cast()
 
 
-def expand(g: Graph, stream: Value, forms: Mapping[int, Sequence[int]]) -> Value:
+def expand(g: Graph, stream: Value, forms: Forms) -> Value:
     """The stream with each code point replaced by its form, which may be empty; others stay as they are."""
-    if not forms:
+    count, width = forms.rows.shape
+    if count == 1:
         return stream
-    distinct = sorted({tuple(form) for form in forms.values()})
-    rank = {form: index + 1 for index, form in enumerate(distinct)}
-    table = np.zeros(COUNT, np.int32)
-    for code, form in forms.items():
-        table[code] = rank[tuple(form)]
-    width = max(1, *map(len, distinct))
-    rows = np.full((len(distinct) + 1, width), -1, np.int32)
-    for form, index in rank.items():
-        rows[index, : len(form)] = form
-    which = lookup(g, stream, table)
-    made = g.op("Gather", rows, which).cast()
+    which = lookup(g, stream, forms.table)
+    made = g.op("Gather", forms.rows, which).cast()
     own = g.op("Concat", g.op("Unsqueeze", stream, np.array([1])), _dead(g, stream, width - 1), axis=1)
     chosen = g.op("Where", g.op("Unsqueeze", which, np.array([1])) > 0, made, own)
     flat = g.op("Reshape", chosen, np.array([-1]))
@@ -169,12 +161,12 @@ class Trie:
         for root, mapping in enumerate(words):
             for word, identifier in mapping.items():
                 node = root
-                for character in word:
-                    key = node * _STRIDE + ord(character)
-                    if key not in edges:
-                        edges[key] = len(accepts)
+                for code in map(ord, word):
+                    key = node * _STRIDE + code
+                    node = edges.get(key, -1)
+                    if node < 0:
+                        node = edges[key] = len(accepts)
                         accepts.append(-1)
-                    node = edges[key]
                 accepts[node] = identifier
         return cls(edges, np.array([*accepts, -1], np.int64))
 

@@ -6,13 +6,15 @@ Asking it, rather than a Unicode database, gives its own version of Unicode, wha
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["COUNT", "INSIDE", "ISOLATED", "REMOVED", "context", "members", "normal_forms"]
+__all__ = ["COUNT", "INSIDE", "ISOLATED", "REMOVED", "Forms", "context", "members", "normal_forms"]
 
 COUNT = 0x110000
 """The number of code points."""
@@ -20,7 +22,8 @@ COUNT = 0x110000
 INSIDE, REMOVED, ISOLATED = 0, 1, 2
 """What a pre-tokenizer does with a character between two letters: part of the word, dropped, a word of its own."""
 
-_PLANE, _BESIDE = 0x10000, "a"
+_PLANE, _BESIDE, _BETWEEN = 0x10000, "a", ord("|")
+_PIECE = 1 << 13  # characters that the library is asked about at once: its time grows faster than the text
 _FULL = (0, 1, 2, 3, 14)
 _ALIKE = ((range(4, 14), 4), (range(15, 17), 15))
 
@@ -36,12 +39,13 @@ def members(pattern: str) -> NDArray[np.bool_]:
         only[ord(pattern)] = True
         return only
     try:
-        left = Replace(Regex(f"(?:{pattern})+"), "").normalize_str(_text())
+        stage = Replace(Regex(f"(?:{pattern})+"), "")
+        left = _normalized(stage, _asked())
     except Exception as error:
         raise ValueError(f"{pattern!r}: {error}") from error
     matched = np.zeros(COUNT, np.bool_)
     matched[_asked()] = True
-    matched[np.frombuffer(left.encode("utf-32-le"), np.uint32)] = False
+    matched[left] = False
     return _everywhere(matched[_asked()])
 
 
@@ -51,38 +55,65 @@ def context(pre_tokenizer: str) -> NDArray[np.int8]:
 
     Letters are not asked about: they are INSIDE.
     """
-    letters = members(r"\p{L}")
-    asked = _asked()[~letters[_asked()]].tolist()
-    text = _BESIDE + _BESIDE.join(map(chr, asked)) + _BESIDE
-    covered, starts = np.zeros(len(text), np.bool_), np.zeros(len(text), np.bool_)
-    for _, (start, end) in _stage("pre_tokenizer", pre_tokenizer).pre_tokenize_str(text):
-        covered[start:end], starts[start] = True, True
-    own = np.where(starts[1:-1:2] & starts[2::2], ISOLATED, INSIDE)
-    answers = np.full(COUNT, INSIDE, np.int8)
-    answers[asked] = np.where(covered[1:-1:2], own, REMOVED)
+    asked = _asked()[~members(r"\p{L}")[_asked()]]
+    stage = _stage("pre_tokenizer", pre_tokenizer)
+    answers = np.full(COUNT, REMOVED, np.int8)
+    for at, text in _pieces(asked):
+        for _, (start, end) in stage.pre_tokenize_str(text):
+            answers[asked[at + start : at + end]] = INSIDE if end - start > 1 else ISOLATED
+    for code in asked[answers[asked] == ISOLATED].tolist():  # it may have stood alone among others that are dropped
+        if len(stage.pre_tokenize_str(f"{_BESIDE}{chr(code)}{_BESIDE}")) == 1:
+            answers[code] = INSIDE
+    answers[np.flatnonzero(members(r"\p{L}"))] = INSIDE
     return _everywhere(answers[_asked()])
 
 
+@dataclass(frozen=True)
+class Forms:
+    """What becomes of each code point: `rows[table[code]]` without -1; it stays as it is where `table` has 0.
+
+    `table` int32 [COUNT], `rows` int32 [N, W]: the forms in order from row 1 on, each filled up with -1.
+    """
+
+    table: NDArray[np.int32]
+    rows: NDArray[np.int32]
+
+
 @lru_cache(maxsize=8)
-def normal_forms(normalizer: str) -> dict[int, tuple[int, ...]]:
-    """The code points that a normalizer (its JSON) changes, each with what it makes of one that stands alone.
+def normal_forms(normalizer: str) -> Forms:
+    """What a normalizer (its JSON) makes of each code point that stands alone.
 
     Raises ValueError for a normalizer that does not work character by character.
     """
-    asked, beside = _asked().tolist(), "|"
-    made = _stage("normalizer", normalizer).normalize_str(beside.join(map(chr, asked))).split(beside)
-    if len(made) != len(asked) + 1:  # the separator is one of the characters: it makes two empty ones
+    asked = _asked()
+    codes = np.full(2 * len(asked) - 1, _BETWEEN)
+    codes[::2] = asked
+    made = _normalized(_stage("normalizer", normalizer), codes)
+    ends = np.append(np.flatnonzero(made == _BETWEEN), len(made))
+    if len(ends) != len(asked) + 1:  # the separator is one of the characters: it makes two empty ones
         raise ValueError("it does not work character by character")
-    at = asked.index(ord(beside))
-    made[at : at + 2] = [beside]
-    forms = {code: tuple(map(ord, form)) for code, form in zip(asked, made, strict=True) if form != chr(code)}
-    for planes, sample in _ALIKE:
-        for low in (0, 0xFFFE):
-            form = forms.get(sample * _PLANE + low)
-            if form is not None:
-                size = 0xFFFE if low == 0 else 2
-                forms |= {plane * _PLANE + low + k: form for plane in planes for k in range(size)}
-    return forms
+    starts = np.append(0, ends[:-1] + 1)
+    second = np.searchsorted(asked, _BETWEEN) + 1
+    starts, sizes = np.delete(starts, second), np.delete(ends - starts, second)
+    same = (sizes == 1) & (np.append(made, 0)[starts] == asked)
+    changed = np.flatnonzero(~same & (asked != _BETWEEN))
+    rows = np.full((len(changed), max(1, sizes[changed].max(initial=1))), -1, np.int32)
+    for column in range(rows.shape[1]):
+        long = sizes[changed] > column
+        rows[long, column] = made[starts[changed[long]] + column]
+    distinct, number = _ranked(rows)
+    table = np.zeros(len(asked), np.int32)
+    table[changed] = number + 1
+    return Forms(_everywhere(table), np.pad(distinct, ((1, 0), (0, 0)), constant_values=-1))
+
+
+def _ranked(rows: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """The distinct rows in order, and the number of each row's among them: `np.unique`, which is slow by row."""
+    order = np.lexsort(rows.T[::-1])
+    first = np.append(True, (np.diff(rows[order], axis=0) != 0).any(axis=1))[: len(rows)]
+    number = np.empty(len(rows), np.int64)
+    number[order] = np.cumsum(first) - 1
+    return rows[order][first], number
 
 
 def _stage(kind: str, text: str) -> Any:
@@ -98,14 +129,24 @@ def _stage(kind: str, text: str) -> Any:
 @lru_cache(maxsize=1)
 def _asked() -> NDArray[np.int64]:
     """In order: every code point of the planes in use but surrogates, and samples of the planes that are all alike."""
-    codes = [code for plane in _FULL for code in range(plane * _PLANE, (plane + 1) * _PLANE)]
-    samples = [sample * _PLANE + low for _, sample in _ALIKE for low in (0, 0xFFFE)]
-    return np.array(sorted([code for code in codes if not 0xD800 <= code < 0xE000] + samples))
+    asked = np.zeros((COUNT // _PLANE, _PLANE), np.bool_)
+    asked[_FULL, :] = True
+    asked[0, 0xD800:0xE000] = False
+    for _, sample in _ALIKE:
+        asked[sample, [0, 0xFFFE]] = True
+    return np.flatnonzero(asked)
 
 
-@lru_cache(maxsize=1)
-def _text() -> str:
-    return "".join(map(chr, _asked().tolist()))
+def _normalized(stage: Any, codes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """What a normalizer makes of a text, piece by piece, as code points."""
+    made = "".join(stage.normalize_str(text) for _, text in _pieces(codes))
+    return np.frombuffer(made.encode("utf-32-le"), "<u4").astype(np.int64)
+
+
+def _pieces(codes: NDArray[np.int64]) -> Iterator[tuple[int, str]]:
+    """Where each piece of a text begins, and the piece."""
+    text = codes.astype("<u4").tobytes().decode("utf-32-le")
+    return ((at, text[at : at + _PIECE]) for at in range(0, len(text), _PIECE))
 
 
 def _everywhere(answers: NDArray[Any]) -> NDArray[Any]:

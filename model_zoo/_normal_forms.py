@@ -114,7 +114,7 @@ def _classes() -> NDArray[np.int32]:
 def _compositions() -> dict[int, int]:
     """Each pair of code points, first · size + second, that the library composes, and what it composes to."""
     pairs = {}
-    for code in _char_tables.normal_forms(json.dumps({"type": "NFD"})):
+    for code in np.flatnonzero(_char_tables.normal_forms(json.dumps({"type": "NFD"})).table).tolist():
         parts = unicodedata.decomposition(chr(code)).split()
         if len(parts) == 2 and not parts[0].startswith("<"):
             pairs[chr(int(parts[0], 16)) + chr(int(parts[1], 16))] = code

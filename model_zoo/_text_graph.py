@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from model_zoo import _preprocess
 from model_zoo._hard_texts import HARD_TEXTS, PLAIN_TEXTS, SAMPLES, with_tokens
 from toolkit.errors import ToolkitError
-from toolkit.processing import EXTENSIONS, Processing
+from toolkit.processing import EXTENSIONS, Processing, extensions_library
 from toolkit.types import ModelSpec, Tensors
 
 __all__ = ["postprocessing", "preprocessing", "session"]
@@ -50,11 +50,10 @@ def postprocessing(spec: ModelSpec, assets: Sequence[Path]) -> Processing:
 def session(model: Any) -> Any:
     """A session of ONNX Runtime on the CPU with the operators of the extensions."""
     import onnxruntime
-    import onnxruntime_extensions
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1  # many small nodes: waiting threads cost more than they do
-    options.register_custom_ops_library(onnxruntime_extensions.get_library_path())
+    options.register_custom_ops_library(extensions_library())
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
+from importlib.util import find_spec
 from typing import Any
 
 from toolkit.types import Tensors
 
-__all__ = ["EXTENSIONS", "NOTHING", "Processing"]
+__all__ = ["EXTENSIONS", "NOTHING", "Processing", "extensions_library"]
 
 EXTENSIONS = "onnxruntime-extensions"
 """The library of operators in `ai.onnx.contrib` that a tokenizer graph needs."""
@@ -33,3 +35,16 @@ class Processing:
 
 
 NOTHING = Processing(reason="nothing was made of it")
+
+
+def extensions_library() -> str:
+    """The file of the operators of EXTENSIONS. Raises ImportError where it is not installed.
+
+    It is looked for, as importing the package imports transformers and torch where they are installed.
+    """
+    package = find_spec("onnxruntime_extensions")
+    folders = package and package.submodule_search_locations
+    library = folders and PathFinder.find_spec("_extensions_pydll", folders)
+    if not library or not library.origin:
+        raise ImportError(f"{EXTENSIONS} is not installed")
+    return library.origin

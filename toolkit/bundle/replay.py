@@ -15,7 +15,7 @@ from toolkit.bundle.processing import GRAPHS, SAMPLES, Place
 from toolkit.bundle.read import Bundle
 from toolkit.bundle.testdata import read_sets
 from toolkit.errors import DriftError, StageError
-from toolkit.processing import EXTENSIONS
+from toolkit.processing import EXTENSIONS, extensions_library
 from toolkit.types import Tensors
 
 __all__ = ["Replayed", "raise_if_moved", "replay"]
@@ -94,9 +94,7 @@ def _session(bundle: Bundle, entry: ProcessingEntry) -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = 3
     if EXTENSIONS in entry.needs:
-        import onnxruntime_extensions
-
-        options.register_custom_ops_library(onnxruntime_extensions.get_library_path())
+        options.register_custom_ops_library(extensions_library())
     return ort.InferenceSession(bundle.path(str(entry.graph)), options, providers=["CPUExecutionProvider"])
 
 
