@@ -22,7 +22,9 @@ COUNT = 0x110000
 INSIDE, REMOVED, ISOLATED = 0, 1, 2
 """What a pre-tokenizer does with a character between two letters: part of the word, dropped, a word of its own."""
 
-_PLANE, _BESIDE, _BETWEEN = 0x10000, "a", ord("|")
+_PLANE, _BESIDE = 0x10000, "a"
+_BETWEEN = (ord("|"), ord("ᚠ"))
+"""Characters to ask between: the compatibility forms make the first of others, a replacement may name either."""
 _PIECE = 1 << 13  # characters that the library is asked about at once: its time grows faster than the text
 _FULL = (0, 1, 2, 3, 14)
 _ALIKE = ((range(4, 14), 4), (range(15, 17), 15))
@@ -85,18 +87,13 @@ def normal_forms(normalizer: str) -> Forms:
 
     Raises ValueError for a normalizer that does not work character by character.
     """
-    asked = _asked()
-    codes = np.full(2 * len(asked) - 1, _BETWEEN)
-    codes[::2] = asked
-    made = _normalized(_stage("normalizer", normalizer), codes)
-    ends = np.append(np.flatnonzero(made == _BETWEEN), len(made))
-    if len(ends) != len(asked) + 1:  # the separator is one of the characters: it makes two empty ones
+    stage = _stage("normalizer", normalizer)
+    tried = (_parted(stage, between) for between in _BETWEEN)
+    found = next((parts for parts in tried if parts is not None), None)
+    if found is None:
         raise ValueError("it does not work character by character")
-    starts = np.append(0, ends[:-1] + 1)
-    second = np.searchsorted(asked, _BETWEEN) + 1
-    starts, sizes = np.delete(starts, second), np.delete(ends - starts, second)
-    same = (sizes == 1) & (np.append(made, 0)[starts] == asked)
-    changed = np.flatnonzero(~same & (asked != _BETWEEN))
+    asked, (made, starts, sizes) = _asked(), found
+    changed = np.flatnonzero((sizes != 1) | (np.append(made, 0)[starts] != asked))
     rows = np.full((len(changed), max(1, sizes[changed].max(initial=1))), -1, np.int32)
     for column in range(rows.shape[1]):
         long = sizes[changed] > column
@@ -105,6 +102,25 @@ def normal_forms(normalizer: str) -> Forms:
     table = np.zeros(len(asked), np.int32)
     table[changed] = number + 1
     return Forms(_everywhere(table), np.pad(distinct, ((1, 0), (0, 0)), constant_values=-1))
+
+
+def _parted(stage: Any, between: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]] | None:
+    """What a normalizer makes of all that is asked with `between` between: text, where each part begins, its length.
+
+    None where it does not leave that character alone, or makes it of others.
+    """
+    asked = _asked()
+    codes = np.full(2 * len(asked) - 1, between)
+    codes[::2] = asked
+    made = _normalized(stage, codes)
+    ends = np.append(np.flatnonzero(made == between), len(made))
+    if len(ends) != len(asked) + 1:  # it is itself one of those asked about, and makes two empty parts
+        return None
+    starts = np.append(0, ends[:-1] + 1)
+    own = np.searchsorted(asked, between)
+    starts, sizes = np.delete(starts, own + 1), np.delete(ends - starts, own + 1)
+    sizes[own] = 1
+    return made, starts, sizes
 
 
 def _ranked(rows: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:

@@ -54,7 +54,10 @@ def normalize(g: Graph, stream: Value, stage: Mapping[str, Any] | None) -> Value
         return normal_form(g, stream, kind)
     single = kind == "Replace" and len(stage["pattern"].get("String", "")) == 1
     if kind in _BY_CHARACTER or single:
-        return expand(g, stream, _char_tables.normal_forms(json.dumps(stage)))
+        try:
+            return expand(g, stream, _char_tables.normal_forms(json.dumps(stage)))
+        except ValueError as error:
+            raise refused(f"a normalizer {kind} that cannot be asked: {error}") from error
     raise refused(f"the normalizer {kind}")
 
 

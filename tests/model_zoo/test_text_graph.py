@@ -12,7 +12,7 @@ import numpy as np
 import platformdirs
 import pytest
 import tiny_tokenizers
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Tokenizer, normalizers
 
 from model_zoo import _hard_texts, _preprocess, _text_graph
 from model_zoo._text_decode import UNWRITABLE
@@ -202,6 +202,9 @@ def test_a_growing_list_of_ids_gives_a_growing_text(kind: str, assets: Any) -> N
 def test_what_no_graph_is_made_of_is_said(assets: Any) -> None:
     definition = json.loads(tiny_tokenizers.definition("gpt2"))
     odd: dict[str, dict[str, Any]] = {
+        "a normalizer Replace that cannot be asked": {
+            "normalizer": {"type": "Replace", "pattern": {"String": "|"}, "content": "ᚠ"}
+        },
         "the normalizer Strip": {"normalizer": {"type": "Strip", "strip_left": True, "strip_right": True}},
         "'++'": {
             "pre_tokenizer": {
@@ -218,6 +221,20 @@ def test_what_no_graph_is_made_of_is_said(assets: Any) -> None:
         made = _text_graph.preprocessing(model_spec(), assets(json.dumps({**definition, **change})))
         assert made.graph is None
         assert name in made.reason
+
+
+@pytest.mark.parametrize("normalizer", [normalizers.NFKC(), normalizers.NFKD(), normalizers.Replace("|", "¦")])
+def test_normalizers_that_make_or_take_the_separator(normalizer: normalizers.Normalizer, assets: Any) -> None:
+    tokenizer = Tokenizer.from_str(tiny_tokenizers.definition("gpt2"))
+    tokenizer.normalizer = normalizer
+    made = _text_graph.preprocessing(model_spec(), assets(tokenizer.to_str()))
+    assert made.exact, made.reason
+    texts = ["ﬁne \uff5c half\uff5cwidth ﬀ", "a|b||c ᚠ", "①½ﷺ", *random_texts()[::20]]
+    expected = [item.ids for item in tokenizer.encode_batch(texts)]
+    found = run(made.graph, texts)
+    rows = [ids[mask == 1].tolist() for ids, mask in zip(found["input_ids"], found["attention_mask"], strict=True)]
+    assert rows == [ids[: len(row)] for ids, row in zip(expected, rows, strict=True)]
+    assert all(map(len, rows))
 
 
 def test_without_a_tokenizer_or_the_library_the_reason_says_so(assets: Any, monkeypatch: pytest.MonkeyPatch) -> None:
