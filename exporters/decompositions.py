@@ -1,13 +1,14 @@
-"""Decomposing only what needs it: to do so, PyTorch traces the whole program a second time."""
+"""Tracing a program once: PyTorch would trace it again to decompose it, also where nothing is to be decomposed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import torch
+from onnxscript.function_libs.torch_lib import registration
 from torch._C import DispatchKey
 from torch._ops import OperatorBase, OpOverload
 from torch.export import ExportedProgram
@@ -15,38 +16,53 @@ from torch.fx import GraphModule, Node
 
 __all__ = ["decomposed_where_needed"]
 
-_Table = Mapping[Any, Callable[..., Any]]
 _aten = torch.ops.aten
 _TRANSLATED = frozenset(
     {_aten.contiguous.default, _aten.dropout.default, _aten.expand_as.default, _aten.flatten.using_ints,
      _aten.reshape.default}
 )  # fmt: skip
-"""Composites that no table can hold, and that `torch.onnx` translates to what their parts would be."""
+"""Composites that PyTorch always takes apart, and that are translated to what their parts would be."""
+_ASSERTIONS = ("aten::_assert", "aten::sym_constrain_range")
+"""Left out by the exporter."""
+_PROMOTION = frozenset({"aten::_to_copy", "aten::scalar_tensor"})
+"""What the exporter puts in where operands differ in type; it may also take another overload of an operator."""
 
 
 @contextmanager
-def decomposed_where_needed(program: ExportedProgram) -> Iterator[None]:
+def decomposed_where_needed(program: ExportedProgram, own: Collection[Any] = ()) -> Iterator[None]:
     """Within it, `torch.onnx.export` leaves the program as it is where its decompositions would change nothing.
 
-    They replace what their table names and what only a trace can take apart, write changes in place as new tensors,
-    and inline graphs within the graph. A program without any of those comes out as it went in, a second trace later.
+    They replace what is not translated, write changes in place as new tensors, and inline graphs within the graph. A
+    program without any of those, all of whose operators are translated by torchlib or are among `own`, comes out as it
+    went in, a second trace later. What torchlib translates besides is not even looked at.
     """
+    import onnxscript.function_libs.torch_lib.ops  # noqa: F401 - registers them
+
     _cast_plainly(program)
-    whole = program.run_decompositions
-    given = program.__dict__
-    given["run_decompositions"] = partial(_decomposed, program, whole)
+    operators = {node.target for node in _calls(program)} - set(own)
+    if not all(_is_translated(operator) for operator in operators):
+        yield
+        return
+    program.__dict__["run_decompositions"] = lambda *_, **__: program
+    try:
+        with _known_alone({_packet(_name(operator)) for operator in operators if isinstance(operator, OpOverload)}):
+            yield
+    finally:
+        del program.__dict__["run_decompositions"]
+
+
+@contextmanager
+def _known_alone(names: set[str]) -> Iterator[None]:
+    """Let torchlib have these of ATen's operators alone, in every overload: the exporter reads the source of each."""
+    registry = registration.default_registry
+    whole: dict[str, Any] = registry._registry
+    registry._registry = {
+        name: known for name, known in whole.items() if _packet(name) in names | _PROMOTION or name[:4] != "aten"
+    }
     try:
         yield
     finally:
-        del given["run_decompositions"]
-
-
-def _decomposed(
-    program: ExportedProgram, whole: Callable[..., ExportedProgram], table: _Table | None = None, **options: Any
-) -> ExportedProgram:
-    if table is None or options or any(_needs(node.target, table) for node in _calls(program)):
-        return whole(table, **options)
-    return program
+        registry._registry = whole
 
 
 def _cast_plainly(program: ExportedProgram) -> None:
@@ -61,14 +77,27 @@ def _cast_plainly(program: ExportedProgram) -> None:
     program.graph_module.recompile()
 
 
-def _needs(operator: Any, table: _Table) -> bool:
+def _is_translated(operator: Any) -> bool:
     if not isinstance(operator, OpOverload):
-        return isinstance(operator, OperatorBase)
-    if operator in table or operator._schema.is_mutable:
+        return not isinstance(operator, OperatorBase)
+    name = _name(operator)
+    if name.startswith(_ASSERTIONS):
         return True
-    # A composite is left out of the table because the exporter translates it, or because no table can hold it.
+    if operator._schema.is_mutable or name not in registration.default_registry:
+        return False
+    # Composites that no table holds are taken apart whatever is translated.
     composite = operator.has_kernel_for_dispatch_key(DispatchKey.CompositeImplicitAutograd)
-    return composite and operator not in _TRANSLATED and operator not in _in_tables()
+    return not composite or operator in _TRANSLATED or operator in _in_tables()
+
+
+def _name(operator: OpOverload[Any, Any]) -> str:
+    """As torchlib calls it: `aten::add.Tensor`, `aten::gelu`."""
+    name: str = operator.name()  # type: ignore[no-untyped-call]
+    return name
+
+
+def _packet(name: str) -> str:
+    return name.partition(".")[0]
 
 
 @lru_cache(maxsize=1)

@@ -28,6 +28,8 @@ from toolkit.types import ExportedGraph, ModelSpec, Step, Tensors
 
 __all__ = ["export", "fused"]
 
+_OWN = {**TRANSLATIONS, **resizing.TRANSLATIONS}
+
 
 def export(
     module: nn.Module,
@@ -51,7 +53,7 @@ def export(
         fusion = find_attention(program)
         check_contract(fusion, allow_unfused=allow_unfused, expect_attention=spec.kind != "module")
         pool_by_mean(program)
-        with decomposed_where_needed(program):
+        with decomposed_where_needed(program, own=_OWN):
             model = _translate(program, spec, opset)
     # The program holds the traced copy of every constant; the weights below are the module's own memory.
     del program
@@ -138,7 +140,7 @@ def _translate(program: ExportedProgram, spec: ModelSpec, opset: int) -> ir.Mode
             dynamo=True,
             verbose=False,
             opset_version=opset,
-            custom_translation_table={**TRANSLATIONS, **resizing.TRANSLATIONS},
+            custom_translation_table=dict(_OWN),
             input_names=[tensor.name for tensor in spec.inputs],
             output_names=[tensor.name for tensor in spec.outputs],
         )

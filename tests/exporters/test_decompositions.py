@@ -8,6 +8,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from onnxscript.function_libs.torch_lib import registration
 from torch import nn
 from torch.export import Dim, ExportedProgram
 
@@ -86,9 +87,19 @@ def test_casts_that_change_nothing_are_gone() -> None:
     assert [name for name in names if name.startswith(("aten.to.", "aten._to_copy."))] == ["aten._to_copy.default"]
 
 
-def test_a_table_of_ones_own_is_followed() -> None:
+def test_torchlib_is_whole_again_also_after_an_error() -> None:
     _, program = _program(_plain)
-    with decomposed_where_needed(program):
-        assert program.run_decompositions({}) is program
-        assert program.run_decompositions() is not program
+    names = set(registration.default_registry)
+    with pytest.raises(KeyError), decomposed_where_needed(program):
+        assert program.run_decompositions() is program
+        assert 0 < len(set(registration.default_registry)) < len(names)
+        raise KeyError
+    assert set(registration.default_registry) == names
     assert program.run_decompositions({}) is not program
+
+
+def test_operators_of_ones_own_are_known() -> None:
+    _, program = _program(torch.special.bessel_j0)
+    for own, once in (((), False), ((torch.ops.aten.special_bessel_j0.default,), True)):
+        with decomposed_where_needed(program, own):
+            assert (program.run_decompositions({}) is program) is once
