@@ -1,4 +1,4 @@
-"""Tracing a program once: PyTorch would trace it again to decompose it, also where nothing is to be decomposed."""
+"""Going through a program once: PyTorch would trace it again, to decompose and promote where there is nothing to."""
 
 from __future__ import annotations
 
@@ -13,17 +13,20 @@ from torch._C import DispatchKey
 from torch._ops import OperatorBase, OpOverload
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
+from torch.utils._pytree import tree_leaves
 
 __all__ = ["decomposed_where_needed"]
 
 _aten = torch.ops.aten
 _TRANSLATED = frozenset(
     {_aten.contiguous.default, _aten.dropout.default, _aten.expand_as.default, _aten.flatten.using_ints,
-     _aten.reshape.default}
+     _aten.layer_norm.default, _aten.linear.default, _aten.reshape.default}
 )  # fmt: skip
-"""Composites that PyTorch always takes apart, and that are translated to what their parts would be."""
+"""Composites that are translated to what their parts would be, though PyTorch takes most of these always apart."""
 _ASSERTIONS = ("aten::_assert", "aten::sym_constrain_range")
-"""Left out by the exporter."""
+"""Not exported."""
+_BETWEEN_TYPES = frozenset({_aten._to_copy.default, _aten.embedding.default})
+"""Operators whose inputs and outputs differ in type by what they are."""
 _PROMOTION = frozenset({"aten::_to_copy", "aten::scalar_tensor"})
 """What the exporter puts in where operands differ in type; it may also take another overload of an operator."""
 
@@ -34,28 +37,37 @@ def decomposed_where_needed(program: ExportedProgram, own: Collection[Any] = ())
 
     They replace what is not translated, write changes in place as new tensors, and inline graphs within the graph. A
     program without any of those, all of whose operators are translated by torchlib or are among `own`, comes out as it
-    went in, a second trace later. What torchlib translates besides is not even looked at.
+    went in, a second trace later; and a third one later from the promotion of types, where no operator mixes any. What
+    torchlib translates besides is not even looked at.
     """
     import onnxscript.function_libs.torch_lib.ops  # noqa: F401 - registers them
 
+    _assert_nothing(program)
     _cast_plainly(program)
     operators = {node.target for node in _calls(program)} - set(own)
     if not all(_is_translated(operator) for operator in operators):
         yield
         return
+    graph_module = program.graph_module
     program.__dict__["run_decompositions"] = lambda *_, **__: program
+    if not any(_mixes_types(node) for node in _calls(program) if node.target not in own):
+        graph_module.__dict__["modules"] = lambda: iter(())  # what the exporter's own passes go through
     try:
         with _known_alone({_packet(_name(operator)) for operator in operators if isinstance(operator, OpOverload)}):
             yield
     finally:
         del program.__dict__["run_decompositions"]
+        graph_module.__dict__.pop("modules", None)
 
 
 @contextmanager
 def _known_alone(names: set[str]) -> Iterator[None]:
     """Let torchlib have these of ATen's operators alone, in every overload: the exporter reads the source of each."""
     registry = registration.default_registry
-    whole: dict[str, Any] = registry._registry
+    whole: dict[str, Any] | None = getattr(registry, "_registry", None)
+    if whole is None:  # another release of onnxscript: all are looked at
+        yield
+        return
     registry._registry = {
         name: known for name, known in whole.items() if _packet(name) in names | _PROMOTION or name[:4] != "aten"
     }
@@ -63,6 +75,19 @@ def _known_alone(names: set[str]) -> Iterator[None]:
         yield
     finally:
         registry._registry = whole
+
+
+def _assert_nothing(program: ExportedProgram) -> None:
+    for node in list(program.graph.nodes):
+        if isinstance(node.target, OpOverload) and _name(node.target).startswith(_ASSERTIONS):
+            program.graph.erase_node(node)
+
+
+def _mixes_types(node: Node) -> bool:
+    """Whether types may be promoted: never where all tensors that go in and come out have one."""
+    tensors = [value for each in (node, *node.all_input_nodes) for value in tree_leaves(each.meta.get("val"))]
+    kinds = {value.dtype for value in tensors if isinstance(value, torch.Tensor)}
+    return len(kinds) > 1 and node.target not in _BETWEEN_TYPES
 
 
 def _cast_plainly(program: ExportedProgram) -> None:
@@ -80,10 +105,7 @@ def _cast_plainly(program: ExportedProgram) -> None:
 def _is_translated(operator: Any) -> bool:
     if not isinstance(operator, OpOverload):
         return not isinstance(operator, OperatorBase)
-    name = _name(operator)
-    if name.startswith(_ASSERTIONS):
-        return True
-    if operator._schema.is_mutable or name not in registration.default_registry:
+    if operator._schema.is_mutable or _name(operator) not in registration.default_registry:
         return False
     # Composites that no table holds are taken apart whatever is translated.
     composite = operator.has_kernel_for_dispatch_key(DispatchKey.CompositeImplicitAutograd)

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from quantize.embeddings import quantize_embeddings
-from quantize.mixed import apply_by_layer
 from toolkit import plugins
 from toolkit.errors import StageError
 from toolkit.hashing import data_path, graph_sha256
@@ -34,6 +32,9 @@ def apply_scheme(
     if _changes_nothing(recipe):
         step = Step("quantize", f"{scheme_name}: kept as exported", 0, "the scheme changes no node")
         return QuantizedGraph(graph.path, graph.sha256, graph.spec, (*graph.steps, step), scheme_name)
+    from quantize.embeddings import quantize_embeddings
+    from quantize.mixed import apply_by_layer
+
     model = _load(graph.path)
     before = _fingerprint(model)
     steps = apply_by_layer(model, graph.spec, scheme_name, calibration, packed, recipe)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,12 +59,13 @@ class Stages:
     watch: Watch
     work: Path
     places: Mapping[Target, _Place]
+    beside: ThreadPoolExecutor
     calibration: Calibration | None = None
     drift: dict[str, StageDrift] = field(default_factory=dict)
     quantized: dict[str, QuantizedGraph] = field(default_factory=dict)
     measured: set[Target] = field(default_factory=set)
     canonical: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    around: tuple[Processing, Processing] | None = None
+    around: Future[tuple[Processing, Processing]] | None = None
 
     @classmethod
     @contextmanager
@@ -71,7 +74,8 @@ class Stages:
         with ExitStack() as stack:
             places = {target: stack.enter_context(_Place(plan.folder(target))) for target in plan.targets}
             work = stack.enter_context(scratch(plan.folder(plan.targets[0])))
-            yield cls(plan, watch, work, places)
+            beside = stack.enter_context(ThreadPoolExecutor(1))
+            yield cls(plan, watch, work, places, beside)
 
     def from_pytorch(self) -> tuple[Reference, ExportedGraph]:
         """Load the model, run it as the reference, export it, and let it go."""
@@ -89,8 +93,12 @@ class Stages:
         with self.watch.stage("export") as row:
             exported = export_module(module, self.plan, reference.golden, self.work / "export")
             # Before any session opens: the reference module and a session's weights need not be in memory together.
+            there = weakref.ref(module)
             del module
-            gc.collect()
+            if there() is not None:
+                gc.collect()
+            # Only now: nothing may run beside the tracing of a module. Sessions leave Python to others.
+            self.around = self.beside.submit(self._around)
             self.canonical = inspect_graph(exported.path).operators
             row.said = _said(
                 exported.steps, self._measure("export", exported.path, reference, self.plan.scheme_gate("fp32"))
@@ -148,7 +156,7 @@ class Stages:
         place, recipe, spec = self.places[target], self.plan.recipe(target), self.plan.spec
         with self.watch.stage("bundle", str(target)) as row:
             assets = plugins.family(spec.family).assets(spec)
-            before, after = self._around(assets)
+            before, after = self.around.result() if self.around else self._around()
             contents = Contents(
                 spec=spec,
                 target=target,
@@ -179,11 +187,11 @@ class Stages:
         number = recipes.index(self.plan.recipe(target)) + 1
         return target.scheme if number == 1 else f"{target.scheme}-{number}"
 
-    def _around(self, assets: Sequence[Path]) -> tuple[Processing, Processing]:
+    def _around(self) -> tuple[Processing, Processing]:
         """What stands before and after the model, made once for all targets."""
-        if self.around is None:
-            self.around = preprocessing(self.plan.spec, assets), postprocessing(self.plan.spec, assets)
-        return self.around
+        spec = self.plan.spec
+        assets = plugins.family(spec.family).assets(spec)
+        return preprocessing(spec, assets), postprocessing(spec, assets)
 
     def _shared(self, reference: Reference) -> str:
         """What the row says where samples are in both sets; a set that is not open yet is told of in the bundle."""
