@@ -42,6 +42,10 @@ def decomposed_where_needed(program: ExportedProgram, own: Collection[Any] = ())
     """
     import onnxscript.function_libs.torch_lib.ops  # noqa: F401 - registers them
 
+    # Before anything: where tensors are written in place, it matters which are views of which.
+    if any(_writes(node.target) for node in _calls(program)):
+        yield
+        return
     _assert_nothing(program)
     _cast_plainly(program)
     operators = {node.target for node in _calls(program)} - set(own)
@@ -83,29 +87,52 @@ def _assert_nothing(program: ExportedProgram) -> None:
             program.graph.erase_node(node)
 
 
+def _writes(operator: Any) -> bool:
+    return isinstance(operator, OpOverload) and operator._schema.is_mutable
+
+
 def _mixes_types(node: Node) -> bool:
-    """Whether types may be promoted: never where all tensors that go in and come out have one."""
+    """Whether types may be promoted: never where all tensors that go in and out have one, and no size is among them."""
+    if _takes_a_size_as_number(node):
+        return True
     tensors = [value for each in (node, *node.all_input_nodes) for value in tree_leaves(each.meta.get("val"))]
     kinds = {value.dtype for value in tensors if isinstance(value, torch.Tensor)}
     return len(kinds) > 1 and node.target not in _BETWEEN_TYPES
+
+
+def _takes_a_size_as_number(node: Node) -> bool:
+    """As in `x / x.shape[1]`: a dynamic size is an integer in the graph; a number written in the code is of no type."""
+    if not isinstance(node.target, OpOverload):
+        return False
+    given = [(argument, value) for argument, value in zip(node.target._schema.arguments, node.args, strict=False)]
+    given += [(argument, node.kwargs[argument.name]) for argument in node.target._schema.arguments
+              if argument.name in node.kwargs]  # fmt: skip
+    return any(
+        isinstance(value, Node)
+        and isinstance(value.meta.get("val"), torch.SymInt | torch.SymFloat | torch.SymBool)
+        and str(argument.type) in ("Tensor", "number")
+        for argument, value in given
+    )
 
 
 def _cast_plainly(program: ExportedProgram) -> None:
     """`Tensor.to` has many forms, none of which is translated; what is left of each in a graph is a cast or nothing."""
     for node in [node for node in program.graph.nodes if str(node.target).startswith("aten.to.")]:
         source, kind = node.all_input_nodes[0], node.meta["val"].dtype
-        if source.meta["val"].dtype == kind:
+        if source.meta["val"].dtype != kind:
+            node.target, node.args, node.kwargs = _aten._to_copy.default, (source,), {"dtype": kind}
+        elif any(user.op == "output" for user in node.users):  # which is known by this node's name
+            node.target, node.args, node.kwargs = _aten.clone.default, (source,), {}
+        else:
             node.replace_all_uses_with(source)
             program.graph.erase_node(node)
-        else:
-            node.target, node.args, node.kwargs = torch.ops.aten._to_copy.default, (source,), {"dtype": kind}
     program.graph_module.recompile()
 
 
 def _is_translated(operator: Any) -> bool:
     if not isinstance(operator, OpOverload):
         return not isinstance(operator, OperatorBase)
-    if operator._schema.is_mutable or _name(operator) not in registration.default_registry:
+    if _name(operator) not in registration.default_registry:
         return False
     # Composites that no table holds are taken apart whatever is translated.
     composite = operator.has_kernel_for_dispatch_key(DispatchKey.CompositeImplicitAutograd)

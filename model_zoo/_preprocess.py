@@ -143,9 +143,16 @@ def encode(
     return list(encodings)
 
 
-def prepared(assets: Path | None, max_length: int | None, *, pairs: bool = False) -> Any:
-    """The tokenizer in `assets`, set up to truncate and pad as `texts` says. Raises UsageError without one."""
+def prepared(assets: Path | None, max_length: int | None, *, pairs: bool = False, own: bool = False) -> Any:
+    """The tokenizer in `assets`, set up to truncate and pad as `texts` says. Raises UsageError without one.
+
+    It is one for all, and set up anew with each use; `own` is another, as for a thread beside the others.
+    """
     tokenizer, settings = _tokenizer(assets)
+    if own:
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_str(tokenizer.to_str())
     _prepare(tokenizer, settings, longest(settings, max_length), "only_second" if pairs else "longest_first")
     return tokenizer
 

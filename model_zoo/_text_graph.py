@@ -62,7 +62,7 @@ def _tokenizer(assets: Sequence[Path], limit: int | None) -> Any:
     if importlib.util.find_spec("onnxruntime_extensions") is None:
         raise ToolkitError("onnxruntime-extensions is not installed")
     folder = next((path.parent for path in assets if path.name in _FILES), None)
-    return _preprocess.prepared(folder, limit)
+    return _preprocess.prepared(folder, limit, own=True)
 
 
 @lru_cache(maxsize=4)

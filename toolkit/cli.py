@@ -124,7 +124,8 @@ class CommandFolder(click.Group):
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> Any:
         """As click, with SIGTERM arriving as KeyboardInterrupt so that clean-up runs."""
-        end_at_once()
+        if args is None:  # what the process was started for
+            end_at_once()
         with _termination_interrupts(), collected_seldom():
             return super().main(args, *rest, **extra)
 

@@ -19,23 +19,26 @@ def collected_seldom() -> Iterator[None]:
     Importing torch and tracing a model allocate millions of objects that stay, and each look goes through them.
     A call of `gc.collect` collects as ever.
     """
-    before = gc.get_threshold()
+    before, frozen = gc.get_threshold(), gc.get_freeze_count()
     gc.set_threshold(_ALLOCATIONS, *before[1:])
     try:
         yield
     finally:
         gc.set_threshold(*before)
-        gc.unfreeze()
+        if not frozen:  # else it is an application that froze its own
+            gc.unfreeze()
 
 
 @contextmanager
 def spared() -> Iterator[None]:
     """For imports: no look while this lasts, and until `collected_seldom` ends none goes through what is there now."""
+    enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        gc.enable()
+        if enabled:
+            gc.enable()
         gc.freeze()
 
 

@@ -12,7 +12,7 @@ from model_zoo import resolve
 from toolkit import plugins
 from toolkit.compiled import ChecksOptions
 from toolkit.data_source import NO_DATA, require_there
-from toolkit.drift.gates import parse_gate
+from toolkit.drift.gates import TASK_BOUNDS, parse_gate
 from toolkit.errors import UnsupportedError, UsageError
 from toolkit.recipe.changes import require_taken, taken
 from toolkit.recipe.document import Data, Quantization
@@ -259,11 +259,18 @@ def _check_values(request: Request) -> None:
         )
     require_there(request.calibration)
     if request.evaluation:
-        _check_evaluation(request.evaluation)
+        _check_evaluation(request.evaluation, request.drift_gate)
 
 
-def _check_evaluation(given: Data) -> None:
-    if given.source == NO_DATA and given.count is None:
+def _check_evaluation(given: Data, gate: str) -> None:
+    asked = parse_gate(gate, Gate()) if gate else Gate()
+    bounds = [bound.key for bound in TASK_BOUNDS if getattr(asked, bound.bound) is not None]
+    if given.source == NO_DATA and bounds:
+        raise UsageError(
+            f"without held-out data nothing is measured that the bound on {' and '.join(bounds)} could hold",
+            hint="Leave the bound out of --drift-gate, or give other data than --evaluation none.",
+        )
+    if given.source == NO_DATA and given.count is None and not given.column:
         return
     if given.source in ("", NO_DATA) and given != Data():
         raise UsageError(

@@ -45,6 +45,9 @@ def extensions_library() -> str:
     package = find_spec("onnxruntime_extensions")
     folders = package and package.submodule_search_locations
     library = folders and PathFinder.find_spec("_extensions_pydll", folders)
-    if not library or not library.origin:
-        raise ImportError(f"{EXTENSIONS} is not installed")
-    return library.origin
+    if library and library.origin:
+        return library.origin
+    import onnxruntime_extensions  # its file lies elsewhere, or it is not installed
+
+    path: str = onnxruntime_extensions.get_library_path()
+    return path

@@ -17,7 +17,7 @@ from runtimes import portable_session
 from toolkit import plugins
 from toolkit.atomic import publish, scratch
 from toolkit.bundle.read import is_bundle
-from toolkit.drift.gates import raise_if_failed
+from toolkit.drift.gates import SPARED_DB, raise_if_failed
 from toolkit.drift.report import DriftReport, StageDrift
 from toolkit.drift.table import task_words
 from toolkit.graphs import export_module, load_module, quantize_graph
@@ -43,8 +43,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Stages"]
 
-_ROUNDING_DB = 90.0
-"""fp32 sums in another order leave 120 to 135 dB, and one operator in half precision less than 82 (docs/gates.md)."""
 _RECIPE = "toolkit export --recipe with this file makes the bundle again."
 
 
@@ -200,7 +198,7 @@ class Stages:
 
     def _measure(self, stage: str, path: Path, reference: Reference, gate: Gate) -> StageDrift:
         session = portable_session(path)
-        drift = reference.drift(stage.partition("-")[0], session, self.plan, gate, spare_above_db=_ROUNDING_DB)
+        drift = reference.drift(stage.partition("-")[0], session, self.plan, gate, spare_above_db=SPARED_DB)
         self.drift[stage] = drift
         raise_if_failed(DriftReport.of(reference.ran_on, [drift]))
         return drift

@@ -39,11 +39,22 @@ def _plain(x: torch.Tensor) -> torch.Tensor:
     return nn.functional.layer_norm(rows, (6,)).to(torch.float64).to(torch.float32).to(rows) + (rows > 0).to(x.dtype)
 
 
+def _copied(x: torch.Tensor) -> torch.Tensor:
+    copy = x.to(torch.float32, copy=True)
+    copy += 1
+    return x * copy
+
+
 CASES = {
     "plain": (_plain, False),
     "written in place": (_written, True),
     "a composite that no table holds": (lambda x: torch.swapaxes(x, 0, 1) + 1, True),
     "one that the exporter does not know": (lambda x: torch.rsub(x, 3.0), True),
+    "a copy that is written": (_copied, True),
+    "a cast of nothing at the end": (lambda x: (x * 2).float(), False),
+    "a size as a factor": (lambda x: x * x.shape[0], False),
+    "a mean by a size": (lambda x: x.sum(0, keepdim=True) / x.shape[0], False),
+    "a size as a size": (lambda x: x.reshape(x.shape[0] * 2, 3), False),
     "casts inside": (lambda x: (x > 0).to(torch.int64).to("cpu") * 3, False),
 }
 
@@ -103,3 +114,16 @@ def test_operators_of_ones_own_are_known() -> None:
     for own, once in (((), False), ((torch.ops.aten.special_bessel_j0.default,), True)):
         with decomposed_where_needed(program, own):
             assert (program.run_decompositions({}) is program) is once
+
+
+@pytest.mark.parametrize(
+    ("function", "mixed"),
+    [(lambda x: x.reshape(x.shape[0] * 2, 3), False), (lambda x: x / x.shape[0], True), (lambda x: x + (x > 0), True)],
+)
+def test_types_are_promoted_only_where_they_may_be(
+    function: Callable[[torch.Tensor], torch.Tensor], mixed: bool
+) -> None:
+    _, program = _program(function)
+    with decomposed_where_needed(program):
+        assert bool(list(program.graph_module.modules())) is mixed
+    assert list(program.graph_module.modules())

@@ -142,6 +142,9 @@ def test_none_is_no_evaluation_also_where_a_file_has_that_name(tmp_path: Path, m
     assert beside("none", tmp_path) == "none"
     with pytest.raises(UsageError, match="goes with a set of your own"):
         plan(replace(given, evaluation=Data(source="none", count=5)))
+    with pytest.raises(UsageError, match="the bound on top1 could hold"):
+        plan(replace(given, drift_gate="sqnr=20,top1=0.9"))
+    assert plan(replace(given, drift_gate="sqnr=20")).evaluate() is None
 
 
 def test_a_count_of_evaluation_samples_wants_a_set() -> None:

@@ -37,14 +37,28 @@ def test_what_is_there_is_spared_until_the_end() -> None:
     assert gc.get_freeze_count() == 0
 
 
+def test_what_an_application_disabled_or_froze_stays_so() -> None:
+    gc.disable()
+    gc.freeze()
+    try:
+        with collected_seldom(), spared():
+            pass
+        assert not gc.isenabled()
+        assert gc.get_freeze_count()
+    finally:
+        gc.enable()
+        gc.unfreeze()
+
+
 def test_a_command_ends_without_a_last_look() -> None:
     said = subprocess.run([sys.executable, "-c", _COMMAND], check=True, capture_output=True, text=True, timeout=60)
     assert said.stdout.splitlines()[-1] == "frozen"
 
 
 _COMMAND = """
-import atexit, gc
+import atexit, gc, sys
 from toolkit.cli import main
 atexit.register(lambda: print("frozen" if gc.get_freeze_count() else "not frozen"))
-main(["--version"], standalone_mode=False)
+sys.argv = ["toolkit", "--version"]
+main()
 """

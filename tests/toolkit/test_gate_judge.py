@@ -72,6 +72,15 @@ def test_other_evaluation_data_is_told_however_good_its_figures_are():
     assert [(finding.check, "does not compare" in finding.sentence) for finding in worse] == [("task", True)]
 
 
+@pytest.mark.parametrize("spared_now", [True, False])
+def test_a_task_that_one_side_spared_for_rounding_alone_is_not_compared(spared_now):
+    task, spared, near = {"top1_agreement": 1.0}, record(120.0), record(89.0)
+    measured = record(120.0, task=task)
+    assert not found(*((spared, measured) if spared_now else (measured, spared)))
+    lost = found(near, record(89.0, task=task))
+    assert [finding.check for finding in lost] == ["task"]
+
+
 def test_equal_infinities_are_no_change():
     endless = record(task={"perplexity_ratio": math.inf})
     assert found(endless, endless) == []

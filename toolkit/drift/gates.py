@@ -14,6 +14,7 @@ from toolkit.types import Gate
 
 __all__ = [
     "OUTPUT_BOUNDS",
+    "SPARED_DB",
     "TASK_BOUNDS",
     "Bound",
     "check",
@@ -51,6 +52,9 @@ TASK_BOUNDS = (
     Bound("kl", "max_kl", "kl", "KL", "max", 0, math.inf, " nats"),
     Bound("overlap", "min_overlap_at_10", "overlap_at_10", "overlap@10", "min", 0, 1),
 )
+SPARED_DB = 90.0
+"""A stage before the engine that is better is not judged on held-out data: it moved by rounding alone. fp32 sums in
+another order leave 110 to 135 dB, and one operator in half precision less than 82 (docs/gates.md)."""
 _ALL = {bound.key: bound for bound in (*OUTPUT_BOUNDS, *TASK_BOUNDS)}
 
 

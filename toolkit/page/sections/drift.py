@@ -128,7 +128,7 @@ def _metric(task: TaskDrift) -> str:
 
 def _task_cell(stage: str, task: TaskDrift, field: str) -> Cell:
     value = getattr(task, field)
-    if field == "count":
+    if field == "count" and not task.skipped:
         return Cell(str(value), str(value), data={"stage": stage, "metric": field})
     words = f"≥ {short(value)}" if field == "kl" and task.kl_is_lower_bound else _digits(field, value)
     return Cell(words, exact(value), data={"stage": stage, "metric": field})
