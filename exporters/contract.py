@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.export import ExportedProgram
@@ -11,7 +12,7 @@ from torch.fx import Node
 
 from toolkit.errors import StageError
 
-__all__ = ["Fusion", "check_contract", "check_deterministic", "find_attention"]
+__all__ = ["Fusion", "arguments_of", "check_contract", "check_deterministic", "find_attention"]
 
 _FUSED = ("toolkit.fused_attention.", "toolkit.cached_attention.", "aten.scaled_dot_product_attention.")
 _SOFTMAX = ("aten.softmax.", "aten._softmax.", "aten._safe_softmax.", "aten.special_softmax.")
@@ -83,12 +84,17 @@ def check_deterministic(program: ExportedProgram) -> None:
         )
 
 
+def arguments_of(node: Node, operator: torch._ops.OpOverload[Any, Any]) -> dict[str, Any]:
+    """What a call of `operator` is given, by the names of its schema; defaults are left out."""
+    names = (argument.name for argument in operator._schema.arguments)
+    return {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+
+
 def _draws(node: Node) -> bool:
     operator = node.target
     if not isinstance(operator, torch._ops.OpOverload) or not node.users or str(operator).startswith(_FUSED):
         return False
-    names = [argument.name for argument in operator._schema.arguments]
-    given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    given = arguments_of(node, operator)
     off = given.get("train", given.get("training", True)) is False
     return torch.Tag.nondeterministic_seeded in operator.tags and not off
 

@@ -15,6 +15,8 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves
 
+from exporters.contract import arguments_of
+
 __all__ = ["decomposed_where_needed"]
 
 _aten = torch.ops.aten
@@ -104,14 +106,12 @@ def _takes_a_size_as_number(node: Node) -> bool:
     """As in `x / x.shape[1]`: a dynamic size is an integer in the graph; a number written in the code is of no type."""
     if not isinstance(node.target, OpOverload):
         return False
-    given = [(argument, value) for argument, value in zip(node.target._schema.arguments, node.args, strict=False)]
-    given += [(argument, node.kwargs[argument.name]) for argument in node.target._schema.arguments
-              if argument.name in node.kwargs]  # fmt: skip
+    types = {argument.name: str(argument.type) for argument in node.target._schema.arguments}
     return any(
         isinstance(value, Node)
         and isinstance(value.meta.get("val"), torch.SymInt | torch.SymFloat | torch.SymBool)
-        and str(argument.type) in ("Tensor", "number")
-        for argument, value in given
+        and types[name] in ("Tensor", "number")
+        for name, value in arguments_of(node, node.target).items()
     )
 
 
