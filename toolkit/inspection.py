@@ -39,7 +39,7 @@ _INTEGER_LINEARS = {
         "QGemm",
     ),
 }
-_OWN_INT8 = "Int8Linear"
+_OWN_INT8, _OWN_FLOAT = "Int8Linear", "FloatLinear"
 _LINEARS = {"MatMul", "Gemm", "Conv", "FusedMatMul", "FusedGemm", "FusedConv"}
 _PASSES_WEIGHT = {"Cast", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
 
@@ -162,9 +162,8 @@ def _dtype(dtype: ir.DataType | None) -> str:
 
 
 def _is_linear(node: ir.Node) -> bool:
-    return _is_integer_linear(node) or (
-        node.op_type in _LINEARS and any(_is_weight(value) for value in node.inputs[:2])
-    )
+    product = node.op_type in _LINEARS or node.op_type.startswith(_OWN_FLOAT)
+    return _is_integer_linear(node) or (product and any(_is_weight(value) for value in node.inputs[:2]))
 
 
 def _products(node: ir.Node) -> int:

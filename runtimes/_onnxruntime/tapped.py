@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from runtimes._onnxruntime.failures import as_stage_error
 from runtimes._onnxruntime.feeds import check_feeds, spec_of
 from runtimes._onnxruntime.kernels import DOMAIN
-from runtimes._onnxruntime.kernels.expanded import with_int8_linears_expanded
+from runtimes._onnxruntime.kernels.expanded import with_linears_expanded
 from runtimes._onnxruntime.operators import contents
 from runtimes._onnxruntime.session import CPU, session_options
 from runtimes._onnxruntime.source import WEIGHTS_FOLDER, source_of
@@ -88,8 +88,8 @@ class TappedGraph:
                 if isinstance(source.content, str)
                 else onnx.load_from_string(source.content)
             )
-        # Inside our int8 Linears there is no tensor to be tapped.
-        self.proto: onnx.ModelProto = with_int8_linears_expanded(loaded)
+        # Inside our Linears there is no tensor to be tapped.
+        self.proto: onnx.ModelProto = with_linears_expanded(loaded)
         called = frozenset((node.domain, node.op_type) for node in self.proto.graph.node)
         self._held = replace(self._held, operators=called)
         self._told = source.told

@@ -18,6 +18,7 @@ from runtimes._onnxruntime.rules.int8_conv import fold_int8_conv_weights
 from runtimes._onnxruntime.rules.int8_linear import lower_int8_linears
 from runtimes._onnxruntime.rules.merge_linears import merge_linears
 from runtimes._onnxruntime.rules.own_attention import use_own_attention
+from runtimes._onnxruntime.rules.own_float_linear import use_float_linear
 from runtimes._onnxruntime.rules.own_int8_linear import use_int8_linear
 from runtimes._onnxruntime.rules.own_linear import use_block_linear
 from runtimes._onnxruntime.rules.token_rows import use_token_rows
@@ -45,7 +46,7 @@ def rules_for(spec: ModelSpec) -> tuple[Rule, ...]:
     `FusedMatMul` on the table itself (neither faster nor smaller: ONNX Runtime lets the transposed copy go).
     """
     if spec.kind != "decoder" or spec.decoder is None:
-        return (*_ALWAYS, fold_column_scales, use_token_rows)
+        return (*_ALWAYS, fold_column_scales, use_token_rows, use_float_linear)
     total = spec.dims.get("total_sequence")
     positions = total.max if total is not None else spec.decoder.context
     cached = partial(lower_cached_attention, positions=positions, query_lengths=_knows_query_lengths())

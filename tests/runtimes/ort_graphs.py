@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
+from scipy.special import erf
 
 from exporters.fused_attention.function import attach_function
 from toolkit.hashing import data_path, graph_sha256
@@ -34,6 +35,18 @@ def opened(model: ir.Model, library: Path | None = None, threads: int = 1) -> or
     if library is not None:
         options.register_custom_ops_library(str(library))
     return ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def activated(y: np.ndarray, name: str) -> np.ndarray:
+    """An activation of our own Linears in float64; y itself where there is none."""
+    bent = np.sqrt(2 / np.pi) * (y + 0.044715 * y**3)
+    forms = {
+        "Relu": lambda: np.maximum(y, 0),
+        "Gelu": lambda: y * 0.5 * (1 + erf(y / np.sqrt(2))),
+        "GeluTanh": lambda: y * 0.5 * (1 + np.tanh(bent)),
+        "QuickGelu": lambda: y / (1 + np.exp(-1.702 * y)),
+    }
+    return forms[name]() if name else y
 
 
 def written(model: ir.Model, folder: Path, scheme: str = "fp32") -> QuantizedGraph:

@@ -7,7 +7,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
-from scipy.special import erf
+from ort_graphs import activated
 
 from runtimes._onnxruntime.kernels import DOMAIN, build
 from runtimes._onnxruntime.kernels.int8_function import ACTIVATIONS, Int8Variant, int8_function
@@ -98,17 +98,6 @@ def expected(variant, constants, feeds, index=0):
     scale = constants["x_scale"].astype(np.float64) * constants[f"W_scale{index}"]
     y = activated(sums * scale + constants[f"bias{index}"], variant.activation)
     return y + feeds.get("residual", 0)
-
-
-def activated(y, name):
-    bent = np.sqrt(2 / np.pi) * (y + 0.044715 * y**3)
-    forms = {
-        "Relu": lambda: np.maximum(y, 0),
-        "Gelu": lambda: y * 0.5 * (1 + erf(y / np.sqrt(2))),
-        "GeluTanh": lambda: y * 0.5 * (1 + np.tanh(bent)),
-        "QuickGelu": lambda: y / (1 + np.exp(-1.702 * y)),
-    }
-    return forms[name]() if name else y
 
 
 def exact(constants):

@@ -1,4 +1,4 @@
-"""A graph with its int8 Linears as the stock operators that they stand for, each named as the PyTorch module it was."""
+"""A graph with our Linears as the stock operators that they stand for, each named as the PyTorch module it was."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from collections.abc import Iterator
 import onnx
 
 from runtimes._onnxruntime.kernels import DOMAIN
+from runtimes._onnxruntime.kernels.float_function import FLOAT_LINEAR
 from runtimes._onnxruntime.kernels.int8_function import INT8_LINEAR
 
-__all__ = ["SCOPES", "part_key", "with_int8_linears_expanded"]
+__all__ = ["SCOPES", "part_key", "with_linears_expanded"]
 
 SCOPES = "pkg.torch.onnx.name_scopes"
-_LINEAR = "MatMulIntegerToFloat"
+_OWN = (FLOAT_LINEAR, INT8_LINEAR)
+_PRODUCTS = frozenset({"Gemm", "MatMulIntegerToFloat"})
 
 
 def part_key(part: str) -> str:
@@ -21,7 +23,7 @@ def part_key(part: str) -> str:
     return f"toolkit.scopes.{part}"
 
 
-def with_int8_linears_expanded(proto: onnx.ModelProto) -> onnx.ModelProto:
+def with_linears_expanded(proto: onnx.ModelProto) -> onnx.ModelProto:
     """The same numbers up to rounding, with a tensor for every Linear and activation that the operators keep inside."""
     functions = {function.name: function for function in proto.functions if function.domain == DOMAIN}
     nodes = [made for node in proto.graph.node for made in _expanded(node, functions)]
@@ -35,7 +37,7 @@ def with_int8_linears_expanded(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _expanded(node: onnx.NodeProto, functions: dict[str, onnx.FunctionProto]) -> Iterator[onnx.NodeProto]:
-    if node.domain != DOMAIN or not node.op_type.startswith(INT8_LINEAR):
+    if node.domain != DOMAIN or not node.op_type.startswith(_OWN):
         yield node
         return
     function = functions[node.op_type]
@@ -49,14 +51,14 @@ def _expanded(node: onnx.NodeProto, functions: dict[str, onnx.FunctionProto]) ->
         made.input[:] = [names.get(name, f"{node.name}/{name}" if name else "") for name in inner.input]
         made.output[:] = [names.get(name, f"{node.name}/{name}") for name in inner.output]
         part = _part(inner, linears)
-        linears += inner.op_type == _LINEAR
+        linears += inner.op_type in _PRODUCTS
         if own := scopes.get(part_key(part)):
             made.metadata_props.add(key=SCOPES, value=own)
         yield made
 
 
 def _part(inner: onnx.NodeProto, linears: int) -> str:
-    if inner.op_type == _LINEAR:
+    if inner.op_type in _PRODUCTS:
         return f"linear{linears}"
     if inner.op_type == "QuantizeLinear" or any(name.endswith("_multiplier") for name in inner.input):
         return "result" if linears else "linear0"

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from runtimes._onnxruntime.kernels import DOMAIN
 from runtimes._onnxruntime.kernels.function import Body
 
-__all__ = ["ACTIVATIONS", "INT8_LINEAR", "Int8Variant", "int8_function"]
+__all__ = ["ACTIVATIONS", "INT8_LINEAR", "Int8Variant", "activated", "int8_function"]
 
 INT8_LINEAR = "Int8Linear"
 """How the names of all of them begin."""
@@ -81,7 +81,7 @@ def _product(body: Body, codes: ir.Value, values: dict[str, ir.Value], index: in
 
 
 def _finished(body: Body, y: ir.Value, variant: Int8Variant, values: dict[str, ir.Value]) -> ir.Value:
-    y = _activated(body, y, variant.activation)
+    y = activated(body, y, variant.activation)
     if variant.residual:
         # ONNX Runtime joins an Add, not a Sum, with the LayerNormalization behind it, to a slower operator.
         return body.op("Sum", [y, values["residual"]])
@@ -90,7 +90,8 @@ def _finished(body: Body, y: ir.Value, variant: Int8Variant, values: dict[str, i
     return _rounded(body, y, [values.get(f"y_{part}") for part in ("multiplier", "scale", "zero_point")])
 
 
-def _activated(body: Body, y: ir.Value, activation: str) -> ir.Value:
+def activated(body: Body, y: ir.Value, activation: str) -> ir.Value:
+    """One of `ACTIVATIONS` of y, or y."""
     if activation == "QuickGelu":
         slope = body.op("Constant", [], [ir.AttrFloat32("value_float", _QUICK_GELU_SLOPE)])
         return body.op("Mul", [y, body.op("Sigmoid", [body.op("Mul", [y, slope])])])

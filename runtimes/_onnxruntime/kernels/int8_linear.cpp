@@ -134,9 +134,6 @@ struct Source {
   int64_t N;
 };
 
-int64_t panels_of(int64_t N) { return (N + kTileColumns - 1) / kTileColumns; }
-int vectors_of(int64_t columns) { return static_cast<int>((columns + kVector - 1) / kVector); }
-
 void pack_codes(const Kernel& kernel, const Source& from, const Panel& panel, int8_t* to) {
   for (int64_t k = 0; k < kernel.K; ++k) {
     const int8_t* row = from.codes + k * from.N + panel.column;
@@ -257,36 +254,15 @@ struct Codes {
   int64_t stride = 0;
 };
 
-Run inputs_of(const Kernel& kernel, void* context, std::vector<int64_t>& sizes) {
-  const Api api = kernel.api;
-  Run run;
-  const void* input = nullptr;
-  call(api, kInput, static_cast<const void*>(context), size_t{0}, &input);
-  sizes = Shape(api, input).dimensions();
-  if (sizes.empty() || sizes.back() != kernel.K)
-    throw std::invalid_argument("the last dimension of x must be " + std::to_string(kernel.K));
-  run.M = 1;
-  for (size_t i = 0; i + 1 < sizes.size(); ++i) run.M *= sizes[i];
-  run.x = data_of(api, input);
-  if (kernel.variant->result == kResidual) {
-    const void* residual = nullptr;
-    call(api, kInput, static_cast<const void*>(context), kernel.variant->rest_at(), &residual);
-    if (Shape(api, residual).elements() != run.M * kernel.N[0])
-      throw std::invalid_argument("the residual must have the shape of the output");
-    run.residual = static_cast<const float*>(data_of(api, residual));
-  }
-  return run;
-}
-
 Run open_run(const Kernel& kernel, void* context) {
-  std::vector<int64_t> sizes;
-  Run run = inputs_of(kernel, context, sizes);
-  for (size_t i = 0; i < kernel.N.size(); ++i) {
-    sizes.back() = kernel.N[i];
-    void* output = nullptr;
-    call(kernel.api, kOutput, context, i, static_cast<const int64_t*>(sizes.data()), sizes.size(), &output);
-    run.y.push_back(static_cast<uint8_t*>(data_of(kernel.api, output)));
-  }
+  Rows rows = rows_of(kernel.api, context, kernel.K);
+  Run run;
+  run.M = rows.count;
+  run.x = rows.data;
+  if (kernel.variant->result == kResidual)
+    run.residual = residual_of(kernel.api, context, kernel.variant->rest_at(), run.M * kernel.N[0]);
+  for (size_t i = 0; i < kernel.N.size(); ++i)
+    run.y.push_back(static_cast<uint8_t*>(output_of(kernel.api, context, i, rows.sizes, kernel.N[i])));
   return run;
 }
 
@@ -323,34 +299,27 @@ void multiply_tile(const Kernel& kernel, const Run& run, const Codes& codes, con
   kernel.kernels.finish(panel, kernel.epilogue, sums, rows, residual, y, stride);
 }
 
-// Rows in tiles of nearly one size; a panel stays in the cache while all of them pass.
-void multiply(const Kernel& kernel, const Run& run, const Codes& codes, int64_t first_row, int64_t last_row,
-              int64_t first_panel, int64_t last_panel) {
-  const int64_t rows = last_row - first_row, tiles = (rows + kTileRows - 1) / kTileRows;
-  for (int64_t p = first_panel; p < last_panel; ++p)
-    for (int64_t t = 0; t < tiles; ++t) {
-      const int64_t m = first_row + rows * t / tiles, end = first_row + rows * (t + 1) / tiles;
-      multiply_tile(kernel, run, codes, kernel.panels.get()[p], m, static_cast<int>(end - m));
-    }
-}
-
 constexpr int64_t kFewRows = 32;
 
 // Few rows: threads share the columns. Many: each takes rows, rounds them and multiplies them with all the columns.
 void multiply_all(const Kernel& kernel, void* context, const Run& run) {
   const Codes codes = codes_of(kernel, run);
+  const auto tile = [&](int64_t p, int64_t, int64_t m, int rows) {
+    multiply_tile(kernel, run, codes, kernel.panels.get()[p], m, rows);
+  };
   if (run.M >= kFewRows) {
-    const int64_t pieces = chunks_of(run.M, kFewRows, run.M);
-    return in_pieces(kernel.api, context, std::max<int64_t>(pieces, 2), [&](size_t i) {
-      const int64_t n = std::max<int64_t>(pieces, 2), first = cut(run.M, i, n), last = cut(run.M, i + 1, n);
+    const int64_t pieces = std::max<int64_t>(chunks_of(run.M, kFewRows, run.M), 2);
+    return in_pieces(kernel.api, context, pieces, [&](size_t i) {
+      const int64_t first = cut(run.M, i, pieces), last = cut(run.M, i + 1, pieces);
       round_rows(kernel, run, codes, first, last);
-      multiply(kernel, run, codes, first, last, 0, kernel.panel_count);
+      over_panels(first, last, 0, kernel.panel_count, tile);
     });
   }
   round_rows(kernel, run, codes, 0, run.M);
-  const int64_t work = run.M * kernel.steps * kernel.panel_count, pieces = chunks_of(work, 2048, kernel.panel_count);
+  const int64_t work = run.M * kernel.steps * kernel.panel_count;
+  const int64_t pieces = chunks_of(work, kStepsEach, kernel.panel_count);
   in_pieces(kernel.api, context, pieces, [&](size_t i) {
-    multiply(kernel, run, codes, 0, run.M, cut(kernel.panel_count, i, pieces), cut(kernel.panel_count, i + 1, pieces));
+    over_panels(0, run.M, cut(kernel.panel_count, i, pieces), cut(kernel.panel_count, i + 1, pieces), tile);
   });
 }
 

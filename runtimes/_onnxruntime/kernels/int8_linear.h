@@ -6,11 +6,10 @@
 #include <vector>
 
 #include "activation_table.h"
+#include "linear_tiles.h"
 #include "memory.h"
 
 namespace toolkit {
-
-constexpr int kTileRows = 6, kVector = 16, kTileVectors = 4, kTileColumns = kVector * kTileVectors;
 
 // Up to 64 neighbouring columns of one weight.
 struct Panel {

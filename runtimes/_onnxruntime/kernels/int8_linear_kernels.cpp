@@ -6,6 +6,7 @@
 #include <cstring>
 #include <utility>
 
+#include "activation_vectors.h"
 #include "int8_linear.h"
 #include "processor.h"
 
@@ -125,32 +126,6 @@ void products_vnni(const Panel& panel, const uint8_t* x, int64_t stride, int64_t
   static constexpr auto all = all_products(std::make_index_sequence<kTileRows * kTileVectors>());
   all[static_cast<size_t>((rows - 1) * kTileVectors + panel.vectors - 1)](panel, x, stride, steps, sums);
 }
-
-struct TableRegisters {
-  __m512 per_unit, low[ActivationTable::kTerms], high[ActivationTable::kTerms];
-
-  AVX512_INLINE explicit TableRegisters(const ActivationTable& table) {
-    per_unit = _mm512_set1_ps(table.per_unit);
-    for (int d = 0; d < ActivationTable::kTerms; ++d) {
-      low[d] = _mm512_load_ps(table.terms[d]);
-      high[d] = _mm512_load_ps(table.terms[d] + kVector);
-    }
-  }
-  AVX512_INLINE __m512 term(int d, __m512i piece) const { return _mm512_permutex2var_ps(low[d], piece, high[d]); }
-
-  AVX512_INLINE __m512 operator()(__m512 x) const {
-    // Adding 1.5 * 2^23 rounds to an integer, which then stands in the low bits.
-    const __m512 magic = _mm512_set1_ps(12582912.0f), last = _mm512_set1_ps(ActivationTable::kPieces - 1.0f);
-    const __m512 place = _mm512_min_ps(_mm512_mul_ps(_mm512_abs_ps(x), per_unit), last);
-    const __m512 shifted = _mm512_add_ps(place, magic);
-    const __m512 u = _mm512_sub_ps(place, _mm512_sub_ps(shifted, magic));
-    const __m512i piece = _mm512_castps_si512(shifted);
-    __m512 h = term(ActivationTable::kTerms - 1, piece);
-#pragma GCC unroll 8
-    for (int d = ActivationTable::kTerms - 2; d >= 0; --d) h = _mm512_fmadd_ps(h, u, term(d, piece));
-    return _mm512_sub_ps(_mm512_max_ps(_mm512_setzero_ps(), x), h);
-  }
-};
 
 template <int Shape, int Kind>
 AVX512 void finish_vnni(const Panel& panel, const Epilogue& epilogue, const int32_t* sums, int rows,

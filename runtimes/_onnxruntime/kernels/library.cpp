@@ -11,18 +11,19 @@ struct Base {
   const char* (*version)();
 };
 
-void* new_domain(Api api, bool int8) {
+void* new_domain(Api api, bool linears) {
   void* created = nullptr;
   call(api, kCreateDomain, "toolkit.cpu", &created);
   for (const Op* op : attention_operators()) call(api, kDomainAdd, created, op);
   for (const Op* op : block_linear_operators()) call(api, kDomainAdd, created, op);
-  if (!int8) return created;
+  if (!linears) return created;
+  for (const Op* op : float_linear_operators()) call(api, kDomainAdd, created, op);
   for (const Op* op : int8_linear_operators()) call(api, kDomainAdd, created, op);
   return created;
 }
 
-// One domain for all sessions: it must outlive every one of them. With AVX2 alone ONNX Runtime's own int8 products are
-// the faster ones, so there the graph's functions are to run.
+// One domain for all sessions: it must outlive every one of them. With AVX2 alone ONNX Runtime's own products are the
+// faster ones, so there the graph's functions are to run.
 void* domain(Api api) {
   if (instructions() == kAvx2) {
     static void* const without = new_domain(api, false);

@@ -10,6 +10,7 @@ namespace toolkit {
 
 std::vector<const Op*> attention_operators();
 std::vector<const Op*> block_linear_operators();
+std::vector<const Op*> float_linear_operators();
 std::vector<const Op*> int8_linear_operators();
 
 }  // namespace toolkit

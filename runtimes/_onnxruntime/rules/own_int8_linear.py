@@ -12,24 +12,25 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import onnx_ir as ir
 
-from runtimes._onnxruntime.emit import Emitter, same_dim
+from runtimes._onnxruntime.emit import Emitter
 from runtimes._onnxruntime.kernels import DOMAIN, VERSION
 from runtimes._onnxruntime.kernels.expanded import SCOPES, part_key
 from runtimes._onnxruntime.kernels.int8_function import Int8Variant, int8_function
-from runtimes._onnxruntime.rules.int8_parts import (
+from runtimes._onnxruntime.rules.linear_parts import (
+    GELU_OPSET,
     Rounding,
     activation_behind,
     constant_array,
     factor_behind,
     is_int8_linear,
     only_use,
+    residual_behind,
     rounding_of,
 )
 from toolkit.types import Step
 
 __all__ = ["use_int8_linear"]
 
-_GELU_OPSET = 20
 _QKV = 3
 
 
@@ -38,7 +39,7 @@ def use_int8_linear(model: ir.Model, emit: Emitter) -> list[Step]:
 
     Runs after `lower_int8_linears`. Dynamically quantized Linears stay, and so do those of more than 32768 inputs.
     """
-    if model.opset_imports.get("", 0) < _GELU_OPSET:
+    if model.opset_imports.get("", 0) < GELU_OPSET:
         return []
     _remove_unread(model.graph)
     rule = _Rule(emit)
@@ -198,21 +199,13 @@ def _take_factor(chain: _Chain) -> None:
 
 
 def _take_residual(chain: _Chain) -> bool:
-    y = chain.output
-    use = only_use(y, "Add")
-    other = use.node.inputs[1 - use.idx] if use is not None else None
-    if use is None or other is None or other is y or other.dtype != ir.DataType.FLOAT or not _alike(y, other):
+    found = residual_behind(chain.output)
+    if found is None:
         return False
-    chain.nodes.append(use.node)
-    chain.residual = other
+    chain.nodes.append(found[0])
+    chain.residual = found[1]
     chain.variant = replace(chain.variant, residual=True)
     return True
-
-
-def _alike(first: ir.Value, second: ir.Value) -> bool:
-    if first.shape is None or second.shape is None or first.shape.rank() != second.shape.rank():
-        return False
-    return all(same_dim(first, axis, second, axis) for axis in range(first.shape.rank()))
 
 
 def _take_result(chain: _Chain) -> None:

@@ -6,6 +6,7 @@ to `SkipLayerNormalization`, which is slower than the two. docs/ort-lowering.md 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import Any
 
@@ -176,5 +177,9 @@ def _width(value: ir.Value) -> int:
 
 
 def _as_rows(made: ir.Value, old: ir.Value) -> ir.Value:
-    made.dtype, made.shape = old.dtype, ir.Shape([None, _width(old)])
+    """The value has as many rows as all others of the same sizes, and their number a name that says so."""
+    sizes = _leading(old)
+    numbers = [size for size in sizes if isinstance(size, int)]
+    rows = math.prod(numbers) if len(numbers) == len(sizes) else "*".join(map(str, sizes))
+    made.dtype, made.shape = old.dtype, ir.Shape([rows, _width(old)])
     return made

@@ -1,4 +1,4 @@
-"""What stands around an int8 Linear in a lowered graph: roundings, factors, activations."""
+"""What stands around a Linear in a lowered graph: roundings, factors, activations, residuals."""
 
 from __future__ import annotations
 
@@ -9,16 +9,22 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from runtimes._onnxruntime.emit import same_dim
+
 __all__ = [
+    "GELU_OPSET",
     "Rounding",
     "activation_behind",
     "constant_array",
     "factor_behind",
     "is_int8_linear",
     "only_use",
+    "residual_behind",
     "rounding_of",
 ]
 
+GELU_OPSET = 20
+"""The first with `Gelu`, which the functions of our own Linears are written with."""
 _MOST_INPUTS = 32768
 _QUICK_GELU_SLOPE = 1.702
 
@@ -83,6 +89,15 @@ def activation_behind(value: ir.Value) -> tuple[str, list[ir.Node]]:
     return _quick_gelu(value, [use.node for use in uses])
 
 
+def residual_behind(value: ir.Value) -> tuple[ir.Node, ir.Value] | None:
+    """The only reader, where it adds another float32 tensor of the same shape, and that tensor."""
+    use = only_use(value, "Add")
+    other = use.node.inputs[1 - use.idx] if use is not None else None
+    if use is None or other is None or other is value or other.dtype != ir.DataType.FLOAT or not _alike(value, other):
+        return None
+    return use.node, other
+
+
 def only_use(value: ir.Value, op_type: str) -> Any:
     """The one use of a value that is not an output of the graph, where it is of such a node; else None."""
     uses = list(value.uses())
@@ -94,6 +109,12 @@ def constant_array(value: ir.Value | None, default: float) -> NDArray[Any]:
     """The numbers of a constant, or the default alone."""
     constant = value.const_value if value is not None else None
     return constant.numpy() if constant is not None else np.asarray(default, np.float32)
+
+
+def _alike(first: ir.Value, second: ir.Value) -> bool:
+    if first.shape is None or second.shape is None or first.shape.rank() != second.shape.rank():
+        return False
+    return all(same_dim(first, axis, second, axis) for axis in range(first.shape.rank()))
 
 
 def _quick_gelu(value: ir.Value, readers: list[ir.Node]) -> tuple[str, list[ir.Node]]:
