@@ -23,7 +23,6 @@ from exporters.fused_attention.interface import NAME, register
 from exporters.fused_attention.translation import TRANSLATIONS
 from exporters.pooling import pool_by_mean
 from toolkit.errors import StageError
-from toolkit.hashing import graph_sha256
 from toolkit.types import ExportedGraph, ModelSpec, Step, Tensors
 
 __all__ = ["export", "fused"]
@@ -66,7 +65,7 @@ def export(
     # onnxscript's rewriter keeps the last graph that it matched, and would keep the folded weights with it.
     for value in model.graph.initializers.values():
         value.const_value = None
-    return ExportedGraph(path=path, sha256=graph_sha256(path), spec=spec, steps=_log(fusion, opset))
+    return ExportedGraph(path=path, spec=spec, steps=_log(fusion, opset))
 
 
 @contextmanager
