@@ -44,7 +44,7 @@ ids = np.arange(2 * 16, dtype=np.int64).reshape(2, 16)
 feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
 feeds = {each.name: feeds[each.name] for each in spec.inputs}
 graph = export(module, spec, feeds, work / "canonical")
-lowered = plugins.runtime("ort-cpu").lower(QuantizedGraph(graph.path, graph.sha256, spec, graph.steps), work / "own")
+lowered = plugins.runtime("ort-cpu").lower(QuantizedGraph(graph.path, spec, graph.steps), work / "own")
 print(graph.path, lowered.path, sep="\\n")
 """
 _RUN = """

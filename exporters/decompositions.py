@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ __all__ = ["decomposed_where_needed"]
 _aten = torch.ops.aten
 _TRANSLATED = frozenset(
     {_aten.contiguous.default, _aten.dropout.default, _aten.expand_as.default, _aten.flatten.using_ints,
-     _aten.layer_norm.default, _aten.linear.default, _aten.reshape.default}
+     _aten.layer_norm.default, _aten.linear.default, _aten.reshape.default, _aten.sym_size.int}
 )  # fmt: skip
 """Composites that are translated to what their parts would be, though PyTorch takes most of these always apart."""
 _ASSERTIONS = ("aten::_assert", "aten::sym_constrain_range")
@@ -59,7 +60,10 @@ def decomposed_where_needed(program: ExportedProgram, own: Collection[Any] = ())
     if not any(_mixes_types(node) for node in _calls(program) if node.target not in own):
         graph_module.__dict__["modules"] = lambda: iter(())  # what the exporter's own passes go through
     try:
-        with _known_alone({_packet(_name(operator)) for operator in operators if isinstance(operator, OpOverload)}):
+        with (
+            _without_table(),
+            _known_alone({_packet(_name(operator)) for operator in operators if isinstance(operator, OpOverload)}),
+        ):
             yield
     finally:
         del program.__dict__["run_decompositions"]
@@ -81,6 +85,22 @@ def _known_alone(names: set[str]) -> Iterator[None]:
         yield
     finally:
         registry._registry = whole
+
+
+@contextmanager
+def _without_table() -> Iterator[None]:
+    """Let the exporter go without its table of decompositions, all of PyTorch's: nothing is looked up in it."""
+    try:
+        exporter: Any = import_module("torch.onnx._internal.exporter._decomp")
+        whole = exporter.create_onnx_friendly_decomposition_table
+    except (ImportError, AttributeError):  # another release of PyTorch: it is made
+        yield
+        return
+    exporter.create_onnx_friendly_decomposition_table = lambda _: {}
+    try:
+        yield
+    finally:
+        exporter.create_onnx_friendly_decomposition_table = whole
 
 
 def _assert_nothing(program: ExportedProgram) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 import torch
+import torch.fx.config as tracing
 from torch import nn
 from torch.export import ExportedProgram
 
@@ -23,7 +24,6 @@ from exporters.fused_attention.interface import NAME, register
 from exporters.fused_attention.translation import TRANSLATIONS
 from exporters.pooling import pool_by_mean
 from toolkit.errors import StageError
-from toolkit.hashing import graph_sha256
 from toolkit.types import ExportedGraph, ModelSpec, Step, Tensors
 
 __all__ = ["export", "fused"]
@@ -39,15 +39,17 @@ def export(
     *,
     opset: int = DEFAULT_OPSET,
     allow_unfused: bool = False,
+    traced: Callable[[], object] = lambda: None,
 ) -> ExportedGraph:
     """Write `folder/model.onnx` (weights in `model.onnx.data`) whose every attention is one FusedAttention node.
 
     `module` takes `spec.inputs` by keyword and returns a dict of tensors; `sample` holds one example of each input.
-    The dimensions that `spec` names become dynamic. Raises StageError where the model cannot be captured, a
+    The dimensions that `spec` names become dynamic. `traced` is called when PyTorch has done its part and the graph is
+    only written: until then nothing may run beside it. Raises StageError where the model cannot be captured, a
     dynamic dimension turns out fixed, random numbers are drawn, or an attention module is not fused (unless
     `allow_unfused`).
     """
-    with fused(module), torch.no_grad(), _quiet():
+    with fused(module), torch.no_grad(), _quiet(), _without_stack_traces():
         program = _capture(module, spec, sample)
         check_deterministic(program)
         fusion = find_attention(program)
@@ -57,6 +59,7 @@ def export(
             model = _translate(program, spec, opset)
     # The program holds the traced copy of every constant; the weights below are the module's own memory.
     del program
+    traced()
     count = canonicalise(model, spec)
     _check_count(fusion, count)
     attach_function(model)
@@ -66,7 +69,7 @@ def export(
     # onnxscript's rewriter keeps the last graph that it matched, and would keep the folded weights with it.
     for value in model.graph.initializers.values():
         value.const_value = None
-    return ExportedGraph(path=path, sha256=graph_sha256(path), spec=spec, steps=_log(fusion, opset))
+    return ExportedGraph(path=path, spec=spec, steps=_log(fusion, opset))
 
 
 @contextmanager
@@ -190,3 +193,14 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
+
+
+@contextmanager
+def _without_stack_traces() -> Iterator[None]:
+    """A tenth of the tracing would go into noting at each node which lines made it; canonical graphs do not say it."""
+    before = getattr(tracing, "do_not_emit_stack_traces", False)  # PyTorch before 2.13 may not have it
+    tracing.do_not_emit_stack_traces = True
+    try:
+        yield
+    finally:
+        tracing.do_not_emit_stack_traces = before

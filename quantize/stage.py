@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from toolkit import plugins
 from toolkit.errors import StageError
-from toolkit.hashing import data_path, graph_sha256
+from toolkit.hashing import data_path
 from toolkit.types import Calibration, ExportedGraph, PackedWeight, QuantConfig, QuantizedGraph, Step
 
 __all__ = ["apply_scheme", "save"]
@@ -31,7 +31,7 @@ def apply_scheme(
     recipe = recipe or scheme.recipe(graph.spec)
     if _changes_nothing(recipe):
         step = Step("quantize", f"{scheme_name}: kept as exported", 0, "the scheme changes no node")
-        return QuantizedGraph(graph.path, graph.sha256, graph.spec, (*graph.steps, step), scheme_name)
+        return QuantizedGraph(graph.path, graph.spec, (*graph.steps, step), scheme_name)
     from quantize.embeddings import quantize_embeddings
     from quantize.mixed import apply_by_layer
 
@@ -44,7 +44,7 @@ def apply_scheme(
         raise _nothing_changed(graph, scheme_name, recipe, steps)
     path = folder / _FILE
     save(model, path)
-    return QuantizedGraph(path, graph_sha256(path), graph.spec, (*graph.steps, *steps), scheme_name)
+    return QuantizedGraph(path, graph.spec, (*graph.steps, *steps), scheme_name)
 
 
 def save(model: ir.Model, path: Path) -> None:

@@ -16,7 +16,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -26,7 +26,7 @@ import click
 import toolkit
 from toolkit import disk
 from toolkit.errors import MissingDependencyError, StageError, ToolkitError, UsageError
-from toolkit.garbage import collected_seldom, end_at_once
+from toolkit.garbage import collected_seldom, ends_at_once
 
 __all__ = ["CommandFolder", "json_requested", "known_error", "library_messages", "main"]
 
@@ -124,9 +124,8 @@ class CommandFolder(click.Group):
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> Any:
         """As click, with SIGTERM arriving as KeyboardInterrupt so that clean-up runs."""
-        if args is None:  # what the process was started for
-            end_at_once()
-        with _termination_interrupts(), collected_seldom():
+        own = args is None  # what the process was started for
+        with _termination_interrupts(), collected_seldom(), ends_at_once() if own else nullcontext():
             return super().main(args, *rest, **extra)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +29,17 @@ def load_module(plan: Plan, row: Row) -> Any:
     return module
 
 
-def export_module(module: Module, plan: Plan, golden: tuple[Tensors, ...], folder: Path) -> ExportedGraph:
-    """The module as its canonical graph in `folder`, by what the plan says. Raises as the export stage does."""
+def export_module(
+    module: Module,
+    plan: Plan,
+    golden: tuple[Tensors, ...],
+    folder: Path,
+    traced: Callable[[], object] = lambda: None,
+) -> ExportedGraph:
+    """The module as its canonical graph in `folder`, by what the plan says. Raises as the export stage does.
+
+    `traced` is called when only writing is left to do.
+    """
     from exporters.torch_export import export
 
     request = plan.request
@@ -40,6 +50,7 @@ def export_module(module: Module, plan: Plan, golden: tuple[Tensors, ...], folde
         folder,
         opset=request.opset or DEFAULT_OPSET,
         allow_unfused=request.allow_unfused,
+        traced=traced,
     )
 
 

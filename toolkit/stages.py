@@ -89,14 +89,14 @@ class Stages:
             reference = Reference.of(module, self.plan, self.work, held_out)
             row.said = f"{reference.ran_on}{self._shared(reference)}"
         with self.watch.stage("export") as row:
-            exported = export_module(module, self.plan, reference.golden, self.work / "export")
+            exported = export_module(
+                module, self.plan, reference.golden, self.work / "export", traced=self._begin_around
+            )
             # Before any session opens: the reference module and a session's weights need not be in memory together.
             there = weakref.ref(module)
             del module
             if there() is not None:
                 gc.collect()
-            # Only now: nothing may run beside the tracing of a module. Sessions leave Python to others.
-            self.around = self.beside.submit(self._around)
             self.canonical = inspect_graph(exported.path).operators
             row.said = _said(
                 exported.steps, self._measure("export", exported.path, reference, self.plan.scheme_gate("fp32"))
@@ -184,6 +184,10 @@ class Stages:
         recipes = [recipe for index, recipe in enumerate(every) if recipe not in every[:index]]
         number = recipes.index(self.plan.recipe(target)) + 1
         return target.scheme if number == 1 else f"{target.scheme}-{number}"
+
+    def _begin_around(self) -> None:
+        """Not before the module is traced. From then on files and sessions leave Python to others."""
+        self.around = self.beside.submit(self._around)
 
     def _around(self) -> tuple[Processing, Processing]:
         """What stands before and after the model, made once for all targets."""

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.hashing import graph_sha256
+
 if TYPE_CHECKING:
     from toolkit.recipe.document import Data
 
@@ -162,15 +164,19 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """An ONNX file on disk (weights beside it in `<name>.data`), its hash, its model, and what made it so.
+    """An ONNX file on disk (weights beside it in `<name>.data`), its model, and what made it so.
 
-    `sha256` covers the graph file and its data file. `steps` is the log of all stages so far.
+    `steps` is the log of all stages so far.
     """
 
     path: Path
-    sha256: str
     spec: ModelSpec
     steps: tuple[Step, ...] = ()
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256, in hex, of the graph file and its data file, which are read anew each time this is asked for."""
+        return graph_sha256(self.path)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
 from runtimes._onnxruntime.emit import Emitter
 from runtimes._onnxruntime.kernels import DOMAIN as KERNELS
 from toolkit.errors import StageError
-from toolkit.hashing import data_path, graph_sha256
+from toolkit.hashing import data_path
 from toolkit.types import LoweredGraph, QuantizedGraph, Step
 
 __all__ = ["GRAPH_FILE", "Rule", "lower_graph"]
@@ -41,7 +41,7 @@ def lower_graph(graph: QuantizedGraph, folder: Path, runtime: str, rules: Sequen
     steps = tuple(step for rule in rules for step in rule(model, emit))
     _clean(model)
     _write(model, path, emit.aliases)
-    return LoweredGraph(path, graph_sha256(path), graph.spec, graph.steps + steps, graph.scheme, runtime)
+    return LoweredGraph(path, graph.spec, graph.steps + steps, graph.scheme, runtime)
 
 
 def _clean(model: ir.Model) -> None:

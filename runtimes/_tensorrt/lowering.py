@@ -19,7 +19,7 @@ from runtimes._tensorrt.rules.byte_inputs import cast_byte_inputs
 from runtimes._tensorrt.rules.int8_attention import lower_int8_attention
 from runtimes._tensorrt.rules.opset import lower_opset
 from toolkit.errors import StageError
-from toolkit.hashing import data_path, graph_sha256
+from toolkit.hashing import data_path
 from toolkit.types import DEFAULT_OPTIONS, LoweredGraph, QuantizedGraph, Samples, Step, TargetOptions
 
 __all__ = ["GRAPH_FILE", "lower_graph", "lower_model"]
@@ -56,7 +56,7 @@ def lower_graph(
     steps = lower_model(model, samples, options.architectures, cache_length=length, tensorrt10=tensorrt10)
     spec = static_spec(graph.spec, model) if static else graph.spec
     _write(model, path)
-    return LoweredGraph(path, graph_sha256(path), spec, (*graph.steps, *steps), graph.scheme, runtime)
+    return LoweredGraph(path, spec, (*graph.steps, *steps), graph.scheme, runtime)
 
 
 def lower_model(

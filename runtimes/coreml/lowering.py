@@ -17,7 +17,7 @@ from runtimes._standard.static_cache import static_spec
 from runtimes.coreml.rules.attention import lower_attention
 from runtimes.coreml.rules.constants import fold_constants
 from toolkit.errors import StageError
-from toolkit.hashing import data_path, graph_sha256
+from toolkit.hashing import data_path
 from toolkit.types import Dim, LoweredGraph, ModelSpec, QuantizedGraph, Samples, Step
 
 __all__ = ["GRAPH_FILE", "lower_graph", "lower_model"]
@@ -42,7 +42,7 @@ def lower_graph(graph: QuantizedGraph, folder: Path, samples: Samples | None = N
     steps = lower_model(model, samples if graph.scheme != "fp16" else None, graph.scheme, length)
     spec = graph.spec if length is None else _decoder_spec(graph.spec, model)
     _write(model, path)
-    return LoweredGraph(path, graph_sha256(path), spec, (*graph.steps, *steps), graph.scheme, "coreml")
+    return LoweredGraph(path, spec, (*graph.steps, *steps), graph.scheme, "coreml")
 
 
 def lower_model(

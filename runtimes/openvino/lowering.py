@@ -16,7 +16,7 @@ from exporters.fused_attention import attention_nodes
 from runtimes._onnxruntime.emit import Emitter
 from runtimes._onnxruntime.rules.lookup import look_up_integers
 from toolkit.errors import StageError
-from toolkit.hashing import data_path, graph_sha256
+from toolkit.hashing import data_path
 from toolkit.types import LoweredGraph, QuantizedGraph, Step
 
 __all__ = ["ATTENTION", "GRAPH_FILE", "lower_graph"]
@@ -41,7 +41,7 @@ def lower_graph(graph: QuantizedGraph, folder: Path) -> LoweredGraph:
         raise StageError("lower", f"cannot read {graph.path}: {error}", hint="Export the model again.") from error
     steps = [*look_up_integers(model, Emitter(model)), *_inline(model)]
     _write(model, path)
-    return LoweredGraph(path, graph_sha256(path), graph.spec, (*graph.steps, *steps), graph.scheme, RUNTIME)
+    return LoweredGraph(path, graph.spec, (*graph.steps, *steps), graph.scheme, RUNTIME)
 
 
 def _inline(model: ir.Model) -> list[Step]:

@@ -80,7 +80,7 @@ def test_family_matches_eager_pytorch_cached_and_uncached(kind: str, tmp_path: P
     assert len(nodes) == 2
     assert all(len(node.outputs) == 3 for node in nodes)
     _compare(portable_session(graph.path), golden, expected)
-    quantized = QuantizedGraph(graph.path, graph.sha256, spec, graph.steps)
+    quantized = QuantizedGraph(graph.path, spec, graph.steps)
     lowered = plugins.runtime("ort-cpu").lower(quantized, tmp_path / "lowered")
     _compare(plugins.runtime("ort-cpu").session(lowered.path.parent, {"graph": lowered.path.name}), golden, expected)
 

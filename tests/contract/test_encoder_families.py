@@ -107,7 +107,7 @@ def test_family_is_fused_and_matches_eager_pytorch(kind: str, tmp_path: Path) ->
     assert len(attention_nodes(canonical)) == ATTENTIONS.get(kind, 2)
     assert not {node.op_type for node in canonical.graph} & {"If", "Loop", "Scan", "SequenceEmpty"}
     compare(portable_session(graph.path), spec, batches, expected)
-    quantized = QuantizedGraph(graph.path, graph.sha256, spec, graph.steps)
+    quantized = QuantizedGraph(graph.path, spec, graph.steps)
     lowered = plugins.runtime("ort-cpu").lower(quantized, tmp_path / "lowered")
     operators = [node.op_type for node in onnx.load(lowered.path, load_external_data=False).graph.node]
     fused = [each for each in operators if each == "MultiHeadAttention" or each.startswith("Attention")]

@@ -66,9 +66,7 @@ def test_timm_model_is_fused_and_matches_timm(name: str, tmp_path: Path) -> None
     assert [_same(_named(module, batch), wanted) for batch, wanted in zip(batches, expected, strict=True)] == [True] * 3
     assert len(attention_nodes(ir.load(graph.path))) == count
     compare(portable_session(graph.path), spec, batches, expected)
-    lowered = plugins.runtime("ort-cpu").lower(
-        QuantizedGraph(graph.path, graph.sha256, spec, graph.steps), tmp_path / "lowered"
-    )
+    lowered = plugins.runtime("ort-cpu").lower(QuantizedGraph(graph.path, spec, graph.steps), tmp_path / "lowered")
     operators = [node.op_type for node in onnx.load(lowered.path, load_external_data=False).graph.node]
     assert operators.count("Attention") + operators.count("MultiHeadAttention") == count
     compare(

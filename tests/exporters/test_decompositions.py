@@ -11,6 +11,7 @@ import torch
 from onnxscript.function_libs.torch_lib import registration
 from torch import nn
 from torch.export import Dim, ExportedProgram
+from torch.onnx._internal.exporter import _decomp
 
 from exporters.decompositions import decomposed_where_needed
 
@@ -98,14 +99,16 @@ def test_casts_that_change_nothing_are_gone() -> None:
     assert [name for name in names if name.startswith(("aten.to.", "aten._to_copy."))] == ["aten._to_copy.default"]
 
 
-def test_torchlib_is_whole_again_also_after_an_error() -> None:
+def test_the_exporter_is_whole_again_also_after_an_error() -> None:
     _, program = _program(_plain)
-    names = set(registration.default_registry)
+    names, table = set(registration.default_registry), _decomp.create_onnx_friendly_decomposition_table
     with pytest.raises(KeyError), decomposed_where_needed(program):
         assert program.run_decompositions() is program
         assert 0 < len(set(registration.default_registry)) < len(names)
+        assert _decomp.create_onnx_friendly_decomposition_table(set()) == {}
         raise KeyError
     assert set(registration.default_registry) == names
+    assert _decomp.create_onnx_friendly_decomposition_table is table
     assert program.run_decompositions({}) is not program
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import torch.fx.config as tracing
 from torch import nn
 from transformers import (
     BertConfig,
@@ -141,9 +142,16 @@ def test_a_vision_model_keeps_its_attention_fused(tmp_path: Path) -> None:
 
 def test_the_module_is_given_back_as_it_was(tmp_path: Path) -> None:
     module = bert()
-    before = module.model.config._attn_implementation
-    export(module, spec(TEXT), text(2, 8), tmp_path)
-    assert module.model.config._attn_implementation == before
+    before = module.model.config._attn_implementation, tracing.do_not_emit_stack_traces
+    seen: list[tuple[object, ...]] = []
+
+    def traced() -> None:
+        now = module.model.config._attn_implementation, tracing.do_not_emit_stack_traces
+        seen.append((*now, *tmp_path.iterdir()))
+
+    graph = export(module, spec(TEXT), text(2, 8), tmp_path, traced=traced)
+    assert seen == [before]  # as it was when tracing is over, and nothing is written yet
+    assert graph.path.exists()
 
 
 def test_rotary_embeddings_and_local_windows_run_at_other_batches(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from exporters.fused_attention.function import attach_function
-from toolkit.hashing import graph_sha256
 from toolkit.types import Calibration, Dim, ExportedGraph, ModelSpec, TensorSpec
 
 WIDTH, HEADS, TOKENS = 32, 4, 16
@@ -143,7 +142,7 @@ def save_exported(model: ir.Model, folder: Path, spec: ModelSpec = SPEC) -> Expo
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "exported.onnx"
     ir.save(model, path, external_data="exported.onnx.data")
-    return ExportedGraph(path, graph_sha256(path), spec)
+    return ExportedGraph(path, spec)
 
 
 def images(count: int, scale: float = 1.0, seed: int = 5) -> Calibration:

@@ -10,7 +10,7 @@ import onnxruntime as ort
 from scipy.special import erf
 
 from exporters.fused_attention.function import attach_function
-from toolkit.hashing import data_path, graph_sha256
+from toolkit.hashing import data_path
 from toolkit.types import DecoderSpec, Dim, ModelSpec, QuantizedGraph, TensorSpec
 
 DTYPES = {"float": "float32", "float16": "float16", "bool": "bool", "int64": "int64"}
@@ -53,7 +53,7 @@ def written(model: ir.Model, folder: Path, scheme: str = "fp32") -> QuantizedGra
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "canonical.onnx"
     ir.save(model, path, external_data=data_path(path).name)
-    return QuantizedGraph(path, graph_sha256(path), spec_of(model), scheme=scheme)
+    return QuantizedGraph(path, spec_of(model), scheme=scheme)
 
 
 @dataclass(frozen=True)
@@ -343,4 +343,4 @@ def exported_decoder(kind: str, folder: Path, *, last: bool = False, **config: o
     spec = decoder_spec(spec, 2, 97, last=last)
     wrapped = CausalLM(module, 2, last_logits=last).eval()
     graph = export(wrapped, spec, decoder_feeds(spec, 2, 5, 7), folder)
-    return QuantizedGraph(graph.path, graph.sha256, graph.spec, graph.steps)
+    return QuantizedGraph(graph.path, graph.spec, graph.steps)

@@ -169,7 +169,7 @@ def test_a_text_encoder_takes_rows_and_lengths_in_its_range(tmp_path: Path) -> N
 def test_a_language_model_with_states_writes_what_pytorch_writes(name: str, tiny: MakeTiny, tmp_path: Path) -> None:
     made, runtime = tiny(name), plugins.runtime("coreml")
     graph = made.graph
-    quantized = QuantizedGraph(graph.path, graph.sha256, graph.spec, graph.steps, "fp16")
+    quantized = QuantizedGraph(graph.path, graph.spec, graph.steps, "fp16")
     engine = runtime.build(runtime.lower(quantized, tmp_path / "lowered"))
     entry = engine_mapping(engine)
     session = runtime.interpret(engine.graph.path.parent, entry)  # type: ignore[attr-defined]
@@ -191,7 +191,7 @@ def test_a_language_model_with_states_writes_what_pytorch_writes(name: str, tiny
 
 def test_a_decoder_rewinds_answers_every_position_and_knows_its_limit(tiny: MakeTiny, tmp_path: Path) -> None:
     made, runtime = tiny("mistral"), plugins.runtime("coreml")
-    quantized = QuantizedGraph(made.graph.path, made.graph.sha256, made.graph.spec, made.graph.steps, "fp16")
+    quantized = QuantizedGraph(made.graph.path, made.graph.spec, made.graph.steps, "fp16")
     engine = runtime.build(runtime.lower(quantized, tmp_path / "lowered"))
     opened: Any = runtime
     place, entry = engine.graph.path.parent, engine_mapping(engine)

@@ -25,7 +25,6 @@ from runtimes.coreml.translate.package import tidy
 from runtimes.coreml.translate.program import translate
 from toolkit import plugins
 from toolkit.errors import MissingDependencyError, StageError, UnsupportedError
-from toolkit.hashing import graph_sha256
 from toolkit.types import Calibration, Dim, Engine, ModelSpec, QuantizedGraph
 
 SCHEMES = ("fp16", "int8", "int4", "palettized")
@@ -50,7 +49,7 @@ def _engine(model: ir.Model, spec: ModelSpec, folder: Path, scheme: str) -> Engi
     source = folder / "source" / "model.onnx"
     source.parent.mkdir(parents=True)
     ir.save(model, source, external_data="model.onnx.data")
-    quantized = QuantizedGraph(source, graph_sha256(source), spec, (), scheme)
+    quantized = QuantizedGraph(source, spec, (), scheme)
     return RUNTIME.build(lower_graph(quantized, folder / "lowered", _feeds if spec is SPEC else None))
 
 

@@ -275,7 +275,7 @@ def test_layers_of_several_precisions_keep_their_numbers(llama_last, tmp_path):
     source, _ = llama_last
     changes = parse_changes("layers=*.q_proj:int4;*.k_proj:fp32;*.o_proj:fp16;*.0.mlp.*:int4;lm_head:fp16")
     recipe = recipe_of_target(changes, Target("ort-cpu", "int8"), source.spec)
-    exported = ExportedGraph(source.path, source.sha256, source.spec)
+    exported = ExportedGraph(source.path, source.spec)
     graph = quantize(exported, "int8", None, tmp_path / "quantized", recipe=recipe)
     lowered = RUNTIME.lower(graph, tmp_path / "lowered")
     feeds = decoder_feeds(source.spec, 2, 5, 0)

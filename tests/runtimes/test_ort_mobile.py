@@ -21,7 +21,6 @@ from runtimes.ort_mobile import RUNTIME
 from toolkit.bundle.write import engine_entry, engine_mapping
 from toolkit.drift.metrics import sqnr_db
 from toolkit.errors import StageError, UnsupportedError, UsageError
-from toolkit.hashing import graph_sha256
 from toolkit.plan import Request, plan
 from toolkit.types import Calibration, Dim, Engine, ExportedGraph, LoweredGraph, ModelSpec, TensorSpec
 
@@ -79,7 +78,7 @@ def text_graph(folder: Path) -> ExportedGraph:
     model.graph.initializer.extend(numpy_helper.from_array(a.astype(np.float32), name) for name, a in arrays.items())
     path = folder / "canonical.onnx"
     onnx.save(onnx.shape_inference.infer_shapes(model), path)
-    return ExportedGraph(path, graph_sha256(path), text_spec())
+    return ExportedGraph(path, text_spec())
 
 
 def feeds(rows: int, length: int) -> dict[str, np.ndarray]:
@@ -237,5 +236,5 @@ def test_a_graph_that_is_refused_leaves_no_file(tmp_path: Path) -> None:
     path.write_bytes(b"no graph")
     spec = text_spec()
     with pytest.raises(StageError, match="cannot convert"):
-        RUNTIME.build(LoweredGraph(path, "", spec, (), scheme="fp32", runtime="ort-mobile"))
+        RUNTIME.build(LoweredGraph(path, spec, (), scheme="fp32", runtime="ort-mobile"))
     assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]

@@ -33,7 +33,6 @@ from toolkit.cache_names import is_past, present_of
 from toolkit.cli import main
 from toolkit.errors import StageError, UsageError
 from toolkit.generation.static_cache import growing, has_static_cache
-from toolkit.hashing import graph_sha256
 from toolkit.types import Calibration, Decoder, Engine, ExportedGraph, QuantizedGraph, TargetOptions
 
 DEVICES, NO_DEVICE = devices()
@@ -66,7 +65,7 @@ def built(folder: Path, scheme: str, runtime: TensorRT = RUNTIME) -> Engine:
 def half(folder: Path) -> QuantizedGraph:
     folder.mkdir()
     ir.save(Block(int8=False).model(), folder / "source.onnx")
-    graph = ExportedGraph(folder / "source.onnx", graph_sha256(folder / "source.onnx"), SPEC)
+    graph = ExportedGraph(folder / "source.onnx", SPEC)
     calibration = Calibration(lambda: iter([FEEDS]), 1, "the test's own input")
     return quantize(graph, "fp16", calibration, folder / "half", packed={})
 

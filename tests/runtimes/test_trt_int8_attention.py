@@ -21,7 +21,6 @@ from runtimes._tensorrt.lowering import lower_model
 from runtimes._tensorrt.preflight import objections
 from runtimes._tensorrt.runtime import profiles_of
 from runtimes.ort_cpu import RUNTIME as ORT_CPU
-from toolkit.hashing import graph_sha256
 from toolkit.recipe.changes import parse_changes, tuned
 from toolkit.types import Calibration, QuantConfig, QuantizedGraph, Step
 
@@ -96,7 +95,7 @@ def test_onnx_runtime_attends_in_float_and_is_right(exact: NDArray[Any], tmp_pat
     model, _ = quantized()
     path = tmp_path / "source.onnx"
     portable = answer(model, path)
-    lowered = ORT_CPU.lower(QuantizedGraph(path, graph_sha256(path), SPEC, (), "int8"), tmp_path / "lowered")
+    lowered = ORT_CPU.lower(QuantizedGraph(path, SPEC, (), "int8"), tmp_path / "lowered")
     got = portable_session(lowered.path).run(FEEDS)["y"]
     assert distance(got, portable) < 0.01
     assert distance(got, exact) < 0.03

@@ -15,7 +15,6 @@ from exporters.fused_attention import attach_function
 from runtimes import portable_session
 from runtimes._tensorrt.lowering import lower_graph, lower_model
 from toolkit.errors import StageError, UnsupportedError
-from toolkit.hashing import graph_sha256
 from toolkit.types import ModelSpec, QuantizedGraph
 
 SPEC = ModelSpec("tiny", "tiny", "module", "raw", "tiny", "Tiny", (), (), {})
@@ -266,15 +265,14 @@ def test_an_old_opset_is_refused() -> None:
     assert "--opset 23" in caught.value.hint
 
 
-def test_lower_graph_writes_a_hashed_file_and_keeps_the_log(tmp_path: Path) -> None:
+def test_lower_graph_writes_a_file_and_keeps_the_log(tmp_path: Path) -> None:
     source = tmp_path / "model.onnx"
     model = fused(tensors())
     attach_function(model)
     ir.save(model, source)
-    graph = QuantizedGraph(source, graph_sha256(source), SPEC, (), "fp32")
+    graph = QuantizedGraph(source, SPEC, (), "fp32")
     lowered = lower_graph(graph, tmp_path / "trt", "trt")
     assert lowered.path == tmp_path / "trt" / "model.onnx"
-    assert lowered.sha256 == graph_sha256(lowered.path)
     assert (lowered.runtime, lowered.scheme, len(lowered.steps)) == ("trt", "fp32", 1)
     with pytest.raises(StageError, match="overwrite"):
         lower_graph(graph, tmp_path, "trt")
@@ -284,4 +282,4 @@ def test_a_file_that_is_no_graph_is_a_clear_error(tmp_path: Path) -> None:
     source = tmp_path / "model.onnx"
     source.write_bytes(b"not a graph")
     with pytest.raises(StageError, match="cannot read"):
-        lower_graph(QuantizedGraph(source, "", SPEC), tmp_path / "trt", "trt")
+        lower_graph(QuantizedGraph(source, SPEC), tmp_path / "trt", "trt")

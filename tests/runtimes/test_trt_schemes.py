@@ -21,7 +21,6 @@ from runtimes._tensorrt.preflight import objections
 from runtimes._tensorrt.runtime import ARCHITECTURES, TensorRT, profiles_of
 from runtimes.trt_rtx import SCHEMES
 from toolkit.errors import StageError, UnsupportedError
-from toolkit.hashing import graph_sha256
 from toolkit.types import Calibration, ExportedGraph, LoweredGraph, TargetOptions
 
 HALF, FULL = ir.DataType.FLOAT16, ir.DataType.FLOAT
@@ -38,7 +37,7 @@ def exported(folder: Path) -> ExportedGraph:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "exported.onnx"
     ir.save(Block(int8=False).model(), path)
-    return ExportedGraph(path, graph_sha256(path), SPEC, ())
+    return ExportedGraph(path, SPEC, ())
 
 
 def lowered(scheme: str, folder: Path) -> LoweredGraph:

@@ -291,7 +291,7 @@ def test_a_cache_that_others_read_is_refused(tiny: MakeTiny, tmp_path: Path) -> 
     model.graph.outputs.append(size.outputs[0])
     path = tmp_path / "odd.onnx"
     ir.save(model, path)
-    odd = ExportedGraph(path, "", made.spec)
+    odd = ExportedGraph(path, made.spec)
     with pytest.raises(UnsupportedError, match=r"past_key_values\.1\.key") as caught:
         lower_graph(odd, tmp_path / "lowered", "trt", None, STATIC)  # type: ignore[arg-type]
     assert "--kv-cache concat" in caught.value.hint

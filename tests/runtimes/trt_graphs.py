@@ -12,7 +12,6 @@ import pytest
 from numpy.typing import NDArray
 
 from exporters.fused_attention import attach_function
-from toolkit.hashing import graph_sha256
 from toolkit.types import Dim, LoweredGraph, ModelSpec, QuantizedGraph, TensorSpec
 
 Tested = TypeVar("Tested")
@@ -115,12 +114,12 @@ def quantized(folder: Path, scheme: str) -> QuantizedGraph:
     path = folder / "source.onnx"
     folder.mkdir(parents=True, exist_ok=True)
     ir.save(Block(int8=scheme == "int8").model(), path)
-    return QuantizedGraph(path, graph_sha256(path), SPEC, (), scheme)
+    return QuantizedGraph(path, SPEC, (), scheme)
 
 
 def as_lowered(path: Path, spec: ModelSpec = SPEC, scheme: str = "fp32") -> LoweredGraph:
     """A file that is taken to be lowered, whatever it holds."""
-    return LoweredGraph(path, graph_sha256(path), spec, (), scheme, "trt")
+    return LoweredGraph(path, spec, (), scheme, "trt")
 
 
 def rtx(tested: Tested) -> Tested:

@@ -23,7 +23,6 @@ from toolkit.bundle.write import Contents, write_bundle
 from toolkit.drift.measure import measure, observe
 from toolkit.drift.report import DriftReport
 from toolkit.errors import UsageError
-from toolkit.hashing import graph_sha256
 from toolkit.target import Target
 from toolkit.types import (
     Calibration,
@@ -103,9 +102,7 @@ def contents(work: Path, noise: float = 1e-4, **engine: Any) -> Contents:
     (work / "model.onnx.data").write_bytes(bytes(range(256)) * 64)
     (work / "engine-sm89.plan").write_bytes(b"plan")
     (work / "tokenizer.json").write_text("{}")
-    lowered = LoweredGraph(
-        graph, graph_sha256(graph), SPEC, (Step("quantize", "Linear", 4, "int8"),), "int8", "ort-cpu"
-    )
+    lowered = LoweredGraph(graph, SPEC, (Step("quantize", "Linear", 4, "int8"),), "int8", "ort-cpu")
     given = {"status": "executed", "builder": "numpy 2.0", "files": (Path("engine-sm89.plan"),)} | engine
     return Contents(
         spec=SPEC,

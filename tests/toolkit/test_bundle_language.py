@@ -21,7 +21,7 @@ from toolkit.drift.measure import measure, observe
 from toolkit.drift.report import DriftReport, TaskDrift
 from toolkit.drift.summary import TOP
 from toolkit.errors import UsageError
-from toolkit.hashing import file_sha256, graph_sha256
+from toolkit.hashing import file_sha256
 from toolkit.target import Target
 from toolkit.types import Engine, Evaluation, Gate, LoweredGraph, ModelSpec, Tensors
 
@@ -57,7 +57,7 @@ def bundle(folder: Path, gate: Gate | None = None, *, last_logits: bool = False)
     folder.mkdir()
     (work / "model.onnx").write_bytes(b"graph")
     spec, golden = decoder_spec(last_logits=last_logits), observe(Bigram(), GOLDEN)
-    graph = LoweredGraph(work / "model.onnx", graph_sha256(work / "model.onnx"), spec, (), "int4", "ort-cpu")
+    graph = LoweredGraph(work / "model.onnx", spec, (), "int4", "ort-cpu")
     stage = measure("engine", "numpy", golden, golden, spec, gate=gate)
     contents = Contents(
         spec=spec,

@@ -126,7 +126,7 @@ def test_modules_are_called_as_in_the_graph(bert, tmp_path):
 @pytest.mark.parametrize("runtime", [ORT_CPU, TRT], ids=["ort-cpu", "trt"])
 def test_lowered_graphs_are_read(bert, runtime, tmp_path):
     spec, module, batch, graph = bert
-    lowered = runtime.lower(QuantizedGraph(graph.path, graph.sha256, spec), tmp_path / "lowered")
+    lowered = runtime.lower(QuantizedGraph(graph.path, spec), tmp_path / "lowered")
     candidate = GraphAttention(lowered.path)
     drift = attention_drift(TorchAttention(module), candidate, [batch], tmp_path)
     assert drift.skipped == {}

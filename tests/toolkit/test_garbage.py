@@ -1,11 +1,14 @@
 """Seldom looking for cycles ends with the block, however it ends; what was imported is spared until then."""
 
 import gc
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from toolkit.cli import main
 from toolkit.garbage import collected_seldom, spared
 
 
@@ -50,15 +53,46 @@ def test_what_an_application_disabled_or_froze_stays_so() -> None:
         gc.unfreeze()
 
 
-def test_a_command_ends_without_a_last_look() -> None:
-    said = subprocess.run([sys.executable, "-c", _COMMAND], check=True, capture_output=True, text=True, timeout=60)
-    assert said.stdout.splitlines()[-1] == "frozen"
+@pytest.mark.parametrize(("argument", "code"), [("--version", 0), ("nonsense", 2)])
+def test_a_command_ends_at_once_with_its_code_after_exit_handlers(argument: str, code: int) -> None:
+    given = [sys.executable, "-c", _COMMAND, argument]
+    said = subprocess.run(given, check=False, capture_output=True, text=True, timeout=60)
+    assert said.returncode == code
+    assert said.stdout.splitlines()[-1] == "handled"
+    assert bool(said.stderr) is bool(code)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no file that is always full")
+def test_what_cannot_be_written_is_not_hidden() -> None:
+    program = (
+        "from toolkit.garbage import ends_at_once\nwith ends_at_once():\n    print('lost')\n    raise SystemExit(0)"
+    )
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-c", program], check=False, stdout=full, stderr=subprocess.PIPE, env=buffered, timeout=60
+        )
+    assert ended.returncode
+    assert b"No space left" in ended.stderr
+
+
+def test_called_with_arguments_it_ends_no_process() -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert not ended.value.code
 
 
 _COMMAND = """
-import atexit, gc, sys
+import atexit
 from toolkit.cli import main
-atexit.register(lambda: print("frozen" if gc.get_freeze_count() else "not frozen"))
-sys.argv = ["toolkit", "--version"]
+
+
+class Kept:
+    def __del__(self):
+        print("taken apart")
+
+
+kept = Kept()
+atexit.register(lambda: print("handled"))
 main()
 """

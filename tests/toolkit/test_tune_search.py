@@ -197,7 +197,7 @@ def test_a_harmful_module_makes_the_most_noise(bench, scheme):
     folder = bench.work / f"harmed-{scheme}"
     folder.mkdir()
     ir.save(model, folder / "model.onnx", external_data="model.onnx.data")
-    harmed = ExportedGraph(folder / "model.onnx", "", bench.exported.spec)
+    harmed = ExportedGraph(folder / "model.onnx", bench.exported.spec)
     # Smoothing would spread the harm over what makes its inputs.
     recipe = replace(plugins.scheme(scheme).recipe(bench.plan.spec), smoothing=None)
     noises = module_noises(harmed, recipe, bench.calibration)

@@ -15,7 +15,6 @@ from runtimes import portable_session
 from toolkit.bundle.write import Contents, write_bundle
 from toolkit.drift.measure import measure
 from toolkit.drift.report import DriftReport
-from toolkit.hashing import graph_sha256
 from toolkit.target import Target
 from toolkit.types import Dim, Engine, Gate, LoweredGraph, ModelSpec, Step, TensorSpec
 
@@ -84,9 +83,7 @@ def _bundle(
 ):  # fmt: skip
     folder.mkdir(parents=True)
     path = source / "model.onnx"
-    lowered = LoweredGraph(
-        path, graph_sha256(path), spec, (Step("lower", "kept as it is", 1),), scheme="fp32", runtime=runtime
-    )
+    lowered = LoweredGraph(path, spec, (Step("lower", "kept as it is", 1),), scheme="fp32", runtime=runtime)
     data = path.with_name("model.onnx.data")
     if status == "executed":
         files = (Path(path.name), Path(data.name))

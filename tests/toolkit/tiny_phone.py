@@ -14,7 +14,6 @@ from toolkit.bundle.read import golden, open_bundle
 from toolkit.bundle.write import Contents, engine_mapping, write_bundle
 from toolkit.drift.measure import measure
 from toolkit.drift.report import DriftReport
-from toolkit.hashing import graph_sha256
 from toolkit.processing import NOTHING, Processing
 from toolkit.target import Target
 from toolkit.types import Gate, QuantizedGraph
@@ -38,7 +37,7 @@ def phone_bundle(folder: Path, *, spoil: float = 0.0, after: Processing = NOTHIN
     spec, path = source.manifest.spec(), folder.with_name(f"{folder.name}-canonical") / source.manifest.graph
     # Copied: a bundle's weights have a second name, and onnx_ir reads no such files.
     shutil.copytree(source.folder, path.parent, copy_function=shutil.copyfile)
-    lowered = RUNTIME.lower(QuantizedGraph(path, graph_sha256(path), spec), folder.with_name(f"{folder.name}-work"))
+    lowered = RUNTIME.lower(QuantizedGraph(path, spec), folder.with_name(f"{folder.name}-work"))
     engine = RUNTIME.build(lowered)
     session = RUNTIME.session(lowered.path.parent, engine_mapping(engine))
     stage = measure("engine", session.ran_on, outputs, [session.run(one) for one in inputs], spec, gate=GATE)
