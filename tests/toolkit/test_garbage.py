@@ -62,6 +62,27 @@ def test_a_command_ends_at_once_with_its_code_after_exit_handlers(argument: str,
     assert bool(said.stderr) is bool(code)
 
 
+_AT_WORK = """
+import sys, threading, time
+from concurrent.futures import ThreadPoolExecutor
+from toolkit.garbage import ends_at_once
+
+def work(name):
+    time.sleep(0.2)
+    print(name)
+
+with ends_at_once():
+    threading.Thread(target=work, args=("thread",)).start()
+    ThreadPoolExecutor(1).submit(work, "executor")
+    sys.exit(3)
+"""
+
+
+def test_threads_that_are_at_work_are_waited_for() -> None:
+    ended = subprocess.run([sys.executable, "-c", _AT_WORK], check=False, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, sorted(ended.stdout.split())) == (3, ["executor", "thread"])
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no file that is always full")
 def test_what_cannot_be_written_is_not_hidden() -> None:
     program = (
