@@ -37,7 +37,7 @@ struct Weights {
   bool offset = false, half = false;
   int64_t step = 0, steps = 0, tiles = 0;
   size_t codes = 0, cell = 0;  // bytes
-  Bytes cells;
+  Packed cells;
 
   const uint8_t* tile(int64_t index) const { return cells.get() + static_cast<size_t>(index * steps) * cell; }
 };
@@ -499,7 +499,7 @@ void pack(Weights& w, const Source& from, bool avx2) {
   w.codes = static_cast<size_t>(kTile * w.step * w.bits / 8);
   w.cell = w.codes + (w.half ? 32u : 64u) * (w.offset ? 2u : 1u);
   const size_t tile_bytes = static_cast<size_t>(w.steps) * w.cell;
-  w.cells = allocate(static_cast<size_t>(w.tiles) * tile_bytes);
+  w.cells = room_for_weights(static_cast<size_t>(w.tiles) * tile_bytes);
   for (int64_t t = 0; t < w.tiles; ++t) pack_tile(w, from, t, w.cells.get() + static_cast<size_t>(t) * tile_bytes);
 }
 struct Kernel {

@@ -54,7 +54,7 @@ struct Kernel {
   ActivationTable table;
   Products products = nullptr;
   Finish finish = nullptr;
-  Bytes weights;
+  Packed weights;
   std::unique_ptr<Panel, Free> panels;
 };
 
@@ -182,7 +182,7 @@ void read_sizes(Kernel& kernel, const void* info) {
 void pack(Kernel& kernel, const float* weight, const float* bias) {
   const size_t count = static_cast<size_t>(panels_of(kernel.N));
   const size_t width = static_cast<size_t>(vectors_of(kernel.N)) * kVector;
-  kernel.weights = allocate(width * static_cast<size_t>(kernel.K) * sizeof(float));
+  kernel.weights = room_for_weights(width * static_cast<size_t>(kernel.K) * sizeof(float));
   kernel.panels.reset(reinterpret_cast<Panel*>(allocate(count * sizeof(Panel)).release()));
   float* to = reinterpret_cast<float*>(kernel.weights.get());
   for (size_t p = 0; p < count; ++p) {

@@ -82,7 +82,7 @@ struct Kernel {
   std::vector<float> multiplier;
   Epilogue epilogue;
   Int8Kernels kernels;
-  Bytes codes;
+  Packed codes;
   std::unique_ptr<Panel, Free> panels;
   int64_t panel_count = 0;
 };
@@ -163,7 +163,7 @@ void pack(Kernel& kernel, const std::vector<Source>& sources, const float* multi
     vectors += vectors_of(from.N);
   }
   const size_t bytes = static_cast<size_t>(vectors * kernel.steps) * 64, room = static_cast<size_t>(count) * sizeof(Panel);
-  kernel.codes = allocate(bytes);
+  kernel.codes = room_for_weights(bytes);
   std::memset(kernel.codes.get(), 0, bytes);
   kernel.panels.reset(reinterpret_cast<Panel*>(allocate(room).release()));
   int8_t* to = reinterpret_cast<int8_t*>(kernel.codes.get());

@@ -7,7 +7,9 @@
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
+#include <mutex>
 #include <new>
+#include <utility>
 #include <vector>
 
 #if defined(__linux__)
@@ -30,6 +32,41 @@ inline Bytes allocate(size_t count) {
   if (posix_memalign(&memory, kLine, std::max(count, kLine)) != 0) throw std::bad_alloc();
   return Bytes(static_cast<uint8_t*>(memory));
 }
+
+// Memory of packed weights, which is read from one end to the other in every run: finding its pages anew, 4 kB at a
+// time, takes a fiftieth of a Linear's time. So weights lie behind each other in chunks of large pages, where the system
+// gives them; a chunk goes with the last of its weights, and what is not used of it takes no memory.
+using Packed = std::shared_ptr<uint8_t>;
+
+class Chunk {
+ public:
+  explicit Chunk(size_t count) : size_(std::max(count, kLeast)) {
+    void* memory = nullptr;
+    if (posix_memalign(&memory, kLargePage, size_) != 0) throw std::bad_alloc();
+    memory_.reset(static_cast<uint8_t*>(memory));
+#if defined(__linux__)
+    madvise(memory, size_, MADV_HUGEPAGE);  // where there are none, these are pages as any
+#endif
+  }
+  bool holds(size_t count) const { return size_ - used_ >= count; }
+  uint8_t* take(size_t count) { return memory_.get() + std::exchange(used_, used_ + count); }
+
+ private:
+  static constexpr size_t kLargePage = size_t{1} << 21, kLeast = 16 * kLargePage;
+  size_t size_, used_ = 0;
+  Bytes memory_;
+};
+
+inline Packed room_for_weights(size_t count) {
+  static std::mutex one_at_a_time;
+  static std::weak_ptr<Chunk> latest;
+  const std::lock_guard<std::mutex> lock(one_at_a_time);
+  const size_t room = (count + kLine - 1) / kLine * kLine;
+  std::shared_ptr<Chunk> chunk = latest.lock();
+  if (chunk == nullptr || !chunk->holds(room)) latest = chunk = std::make_shared<Chunk>(room);
+  return Packed(chunk, chunk->take(room));
+}
+
 // Room that each thread which runs nodes keeps for the next; every operator uses it within one node only.
 inline uint8_t* scratch(size_t bytes) {
   static thread_local Bytes held;
