@@ -11,6 +11,7 @@ from onnx.reference import ReferenceEvaluator
 from ort_graphs import decoder_spec, written
 
 from runtimes import portable_session
+from runtimes._onnxruntime.emit import Emitter
 from runtimes._onnxruntime.lowering import lower_graph
 from runtimes._onnxruntime.rules.own_float_linear import use_float_linear
 from runtimes._onnxruntime.rules.token_rows import use_token_rows
@@ -99,6 +100,19 @@ def test_values_that_are_read_on_three_axes_are_still_there(tmp_path):
     lowered = lowered_and_compared(feed_forward(more=f", float[batch, 5, {INNER}] active"), tmp_path)
     (inner,) = [value for value in ir.load(lowered.path).graph.outputs if value.name == "active"]
     assert [str(size) for size in inner.shape] == ["batch", "5", str(INNER)]
+
+
+def test_numbers_of_rows_have_names_that_only_equal_ones_share():
+    leading = [("a", "b*c"), ("a*b", "c"), ("a", "b"), (2, "b"), (2, 3), (3, 2)]
+    names = []
+    for sizes in leading:
+        model = feed_forward("batch, 5")
+        for value in [*model.graph.inputs, *(node.outputs[0] for node in model.graph)]:
+            value.shape = ir.Shape([*sizes, value.shape[2]])
+        use_token_rows(model, Emitter(model))
+        (norm,) = [node for node in model.graph if node.op_type == "Gemm"][:1]
+        names.append(str(norm.outputs[0].shape[0]))
+    assert names == ["(a)*(b*c)", "(a*b)*(c)", "(a)*(b)", "(2)*(b)", "6", "6"]
 
 
 def test_a_bias_on_the_left_and_a_fixed_batch(tmp_path):

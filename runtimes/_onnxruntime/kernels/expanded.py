@@ -26,9 +26,9 @@ def part_key(part: str) -> str:
 def with_linears_expanded(proto: onnx.ModelProto) -> onnx.ModelProto:
     """The same numbers up to rounding, with a tensor for every Linear and activation that the operators keep inside."""
     functions = {function.name: function for function in proto.functions if function.domain == DOMAIN}
-    nodes = [made for node in proto.graph.node for made in _expanded(node, functions)]
-    if len(nodes) == len(proto.graph.node):
+    if not any(map(_is_own, proto.graph.node)):
         return proto
+    nodes = [made for node in proto.graph.node for made in _expanded(node, functions)]
     expanded = onnx.ModelProto()
     expanded.CopyFrom(proto)
     del expanded.graph.node[:]
@@ -37,7 +37,7 @@ def with_linears_expanded(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _expanded(node: onnx.NodeProto, functions: dict[str, onnx.FunctionProto]) -> Iterator[onnx.NodeProto]:
-    if node.domain != DOMAIN or not node.op_type.startswith(_OWN):
+    if not _is_own(node):
         yield node
         return
     function = functions[node.op_type]
@@ -55,6 +55,10 @@ def _expanded(node: onnx.NodeProto, functions: dict[str, onnx.FunctionProto]) ->
         if own := scopes.get(part_key(part)):
             made.metadata_props.add(key=SCOPES, value=own)
         yield made
+
+
+def _is_own(node: onnx.NodeProto) -> bool:
+    return bool(node.domain == DOMAIN and node.op_type.startswith(_OWN))
 
 
 def _part(inner: onnx.NodeProto, linears: int) -> str:

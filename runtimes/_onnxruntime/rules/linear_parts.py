@@ -79,7 +79,7 @@ def factor_behind(value: ir.Value) -> tuple[ir.Node, ir.Value] | None:
 def activation_behind(value: ir.Value) -> tuple[str, list[ir.Node]]:
     """The name of the activation that alone reads the value, as `ACTIVATIONS` has it, and its nodes; or nothing."""
     uses = list(value.uses())
-    if value.is_graph_output():
+    if value.is_graph_output() or not all(_beside(value, use.node) for use in uses):
         return "", []
     if len(uses) == 1 and _is(uses[0].node, "Relu"):
         return "Relu", [uses[0].node]
@@ -99,10 +99,10 @@ def residual_behind(value: ir.Value) -> tuple[ir.Node, ir.Value] | None:
 
 
 def only_use(value: ir.Value, op_type: str) -> Any:
-    """The one use of a value that is not an output of the graph, where it is of such a node; else None."""
+    """The one use of a value that is not an output of the graph, where it is of such a node beside it; else None."""
     uses = list(value.uses())
     fits = len(uses) == 1 and not value.is_graph_output() and _is(uses[0].node, op_type)
-    return uses[0] if fits else None
+    return uses[0] if fits and _beside(value, uses[0].node) else None
 
 
 def constant_array(value: ir.Value | None, default: float) -> NDArray[Any]:
@@ -123,11 +123,24 @@ def _quick_gelu(value: ir.Value, readers: list[ir.Node]) -> tuple[str, list[ir.N
         gate = only_use(scaled.outputs[0], "Sigmoid") if _is(scaled, "Mul") else None
         if gate is None or not _is(product, "Mul") or {*product.inputs} != {value, gate.node.outputs[0]}:
             continue
-        slopes = [constant_array(each, 0.0) for each in scaled.inputs if each is not value]
-        if len(slopes) == 1 and slopes[0].size == 1 and np.isclose(slopes[0], _QUICK_GELU_SLOPE, rtol=1e-6).all():
+        slopes = [each for each in scaled.inputs if each is not value]
+        if len(slopes) == 1 and _is_slope(slopes[0]):
             only = only_use(gate.node.outputs[0], "Mul")
             return ("QuickGelu", [scaled, gate.node, product]) if only is not None else ("", [])
     return "", []
+
+
+def _is_slope(value: ir.Value | None) -> bool:
+    """Whether it is QuickGelu's number, of a shape that changes nobody else's."""
+    if value is None or value.shape is None or value.shape.rank() > 1 or not _is_scalar(value, ir.DataType.FLOAT):
+        return False
+    return bool(np.isclose(constant_array(value, 0.0), _QUICK_GELU_SLOPE, rtol=1e-6).all())
+
+
+def _beside(value: ir.Value, reader: ir.Node) -> bool:
+    """Whether the reader runs as often as what makes the value: not in the body of a loop."""
+    maker = value.producer()
+    return maker is not None and reader.graph is maker.graph
 
 
 def _factor(product: ir.Value) -> tuple[ir.Value, ir.Value] | None:
@@ -146,7 +159,7 @@ def _factor(product: ir.Value) -> tuple[ir.Value, ir.Value] | None:
 
 
 def _is_weight(value: ir.Value | None) -> bool:
-    if value is None or not value.is_initializer() or value.dtype != ir.DataType.INT8 or value.shape is None:
+    if value is None or not _is_constant(value, ir.DataType.INT8) or value.shape is None:
         return False
     sizes = list(value.shape)
     return len(sizes) == 2 and all(isinstance(size, int) and size > 0 for size in sizes) and sizes[0] <= _MOST_INPUTS
@@ -162,7 +175,8 @@ def _is_scalar(value: ir.Value | None, dtype: ir.DataType) -> bool:
 
 
 def _is_constant(value: ir.Value, dtype: ir.DataType) -> bool:
-    return value.is_initializer() and value.dtype == dtype and value.const_value is not None
+    fixed = value.is_initializer() and not value.is_graph_input()
+    return fixed and value.dtype == dtype and value.const_value is not None
 
 
 def _is(node: ir.Node, op_type: str) -> bool:

@@ -110,7 +110,8 @@ def _told(chain: _Chain) -> dict[str, int]:
 
 
 def _is_constant(value: ir.Value, rank: int) -> bool:
-    return value.is_initializer() and _is_float(value, rank)
+    fixed = value.is_initializer() and not value.is_graph_input()
+    return fixed and _is_float(value, rank) and 0 not in list(value.shape or ())
 
 
 def _is_float(value: ir.Value, rank: int) -> bool:

@@ -180,6 +180,6 @@ def _as_rows(made: ir.Value, old: ir.Value) -> ir.Value:
     """The value has as many rows as all others of the same sizes, and their number a name that says so."""
     sizes = _leading(old)
     numbers = [size for size in sizes if isinstance(size, int)]
-    rows = math.prod(numbers) if len(numbers) == len(sizes) else "*".join(map(str, sizes))
+    rows = math.prod(numbers) if len(numbers) == len(sizes) else "*".join(f"({size})" for size in sizes)
     made.dtype, made.shape = old.dtype, ir.Shape([rows, _width(old)])
     return made
