@@ -39,3 +39,13 @@ def kernels() -> Path:
         if path is None:
             pytest.skip(build.reason())
         return path
+
+
+@pytest.fixture(params=["fastest", "portable"])
+def linear_form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, kernels: Path) -> None:
+    """Sessions opened in the test take the fastest or the plain form of the Linears of encoders."""
+    from runtimes._onnxruntime.kernels import build
+
+    monkeypatch.setenv(build.SWITCH, "" if request.param == "fastest" else request.param)
+    if build.instructions(kernels) == "AVX2":
+        pytest.skip("with AVX2 alone the function runs")

@@ -7,11 +7,13 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
+import pytest
 from scipy.special import erf
 
 from exporters.fused_attention.function import attach_function
+from runtimes._onnxruntime.kernels import build
 from toolkit.hashing import data_path
-from toolkit.types import DecoderSpec, Dim, ModelSpec, QuantizedGraph, TensorSpec
+from toolkit.types import DecoderSpec, Dim, Engine, ModelSpec, QuantizedGraph, Runtime, TensorSpec
 
 DTYPES = {"float": "float32", "float16": "float16", "bool": "bool", "int64": "int64"}
 
@@ -54,6 +56,19 @@ def written(model: ir.Model, folder: Path, scheme: str = "fp32") -> QuantizedGra
     path = folder / "canonical.onnx"
     ir.save(model, path, external_data=data_path(path).name)
     return QuantizedGraph(path, spec_of(model), scheme=scheme)
+
+
+def in_every_form(
+    runtime: Runtime, engine: Engine, feeds: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> list[dict[str, np.ndarray]]:
+    """What an engine answers without our kernels, with their plain form and with their fastest."""
+    answers = []
+    for switch in ("0", "portable", ""):
+        monkeypatch.setenv(build.SWITCH, switch)
+        session = runtime.session(engine.graph.path.parent, {"graph": engine.graph.path.name, **engine.details})
+        answers.append(session.run(feeds))
+        session.close()
+    return answers
 
 
 @dataclass(frozen=True)

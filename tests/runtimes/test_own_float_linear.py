@@ -7,30 +7,21 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from ort_graphs import activated, opened, written
+from ort_graphs import activated, in_every_form, opened, written
 
 from runtimes._onnxruntime.emit import Emitter
 from runtimes._onnxruntime.kernels import DOMAIN, build
 from runtimes._onnxruntime.kernels.expanded import SCOPES
 from runtimes._onnxruntime.kernels.float_function import FloatVariant, float_function
-from runtimes._onnxruntime.kernels.int8_function import ACTIVATIONS
+from runtimes._onnxruntime.kernels.function import ACTIVATIONS
 from runtimes._onnxruntime.rules.own_float_linear import use_float_linear
 from runtimes._onnxruntime.tapped import TappedGraph
 from runtimes.ort_cpu import RUNTIME
 from toolkit.compare.modules import Modules
 from toolkit.inspection import inspect_graph
 
-FORMS = {"fastest": "", "portable": "portable"}
 VARIANTS = [FloatVariant(), FloatVariant(residual=True), *(FloatVariant(name) for name in ACTIVATIONS)]
 SHAPES = [(1, 1, 1), (2, 3, 15), (5, 50, 17), (6, 64, 64), (13, 66, 65), (31, 130, 48), (63, 67, 200), (300, 40, 133)]
-
-
-@pytest.fixture(params=FORMS)
-def form(request, monkeypatch, kernels):
-    """Sessions opened in the test take the fastest or the plain form."""
-    monkeypatch.setenv(build.SWITCH, FORMS[request.param])
-    if build.instructions(kernels) == "AVX2":
-        pytest.skip("with AVX2 alone the function runs")
 
 
 def constants_of(k, n):
@@ -71,7 +62,7 @@ def expected(variant, constants, feeds):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
-@pytest.mark.usefixtures("form")
+@pytest.mark.usefixtures("linear_form")
 def test_every_variant_is_what_it_says_and_what_its_function_says(variant, shape, kernels):
     m, k, n = shape
     constants, feeds = constants_of(k, n), feeds_of(variant, (m,), k, n)
@@ -82,7 +73,7 @@ def test_every_variant_is_what_it_says_and_what_its_function_says(variant, shape
 
 
 @pytest.mark.parametrize("rows", [*range(1, 14), 191, 192, 193, 1000])
-@pytest.mark.usefixtures("form")
+@pytest.mark.usefixtures("linear_form")
 def test_any_number_of_rows_and_threads(rows, kernels):
     """Whole numbers, whose sums are exact in any order."""
     rng = np.random.default_rng(rows)
@@ -95,7 +86,7 @@ def test_any_number_of_rows_and_threads(rows, kernels):
 
 
 @pytest.mark.parametrize("k", [768, 3072])
-@pytest.mark.usefixtures("form")
+@pytest.mark.usefixtures("linear_form")
 def test_long_sums_keep_their_bits(k, kernels):
     """As ONNX Runtime's `Gemm` does, 3e-7; one running sum over 3072 would lose 1e-6."""
     constants = constants_of(k, 64) | {"bias": np.zeros(64, np.float32)}
@@ -105,7 +96,7 @@ def test_long_sums_keep_their_bits(k, kernels):
     assert np.sqrt(np.mean((found - want) ** 2) / np.mean(want**2)) < 4e-7
 
 
-@pytest.mark.usefixtures("form")
+@pytest.mark.usefixtures("linear_form")
 def test_one_session_in_several_threads(kernels):
     variant = FloatVariant(residual=True)
     constants, feeds = constants_of(50, 133), [feeds_of(variant, (rows,), 50, 133) for rows in (1, 37, 200, 64)]
@@ -118,7 +109,7 @@ def test_one_session_in_several_threads(kernels):
 
 
 @pytest.mark.parametrize("activation", [name for name in ACTIVATIONS if name != "Relu"])
-@pytest.mark.usefixtures("form")
+@pytest.mark.usefixtures("linear_form")
 def test_activations_over_their_whole_range(activation, kernels):
     bias = np.concatenate([np.linspace(-13, 13, 4090), [-1e30, 1e30, 100, -100, 0, -0.0]], dtype="f4")
     constants = {"W": np.ones((1, 4096), np.float32), "bias": bias}
@@ -129,7 +120,7 @@ def test_activations_over_their_whole_range(activation, kernels):
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
-@pytest.mark.usefixtures("form")
+@pytest.mark.usefixtures("linear_form")
 def test_what_is_no_number_stays_none_in_its_row(variant, kernels):
     constants, feeds = constants_of(8, 20), feeds_of(variant, (9,), 8, 20)
     feeds["x"][4, 3] = np.nan
@@ -139,7 +130,7 @@ def test_what_is_no_number_stays_none_in_its_row(variant, kernels):
 
 
 @pytest.mark.parametrize("lead", [(2, 3, 5), (4,), (1, 1), (0, 7), ()])
-@pytest.mark.usefixtures("form")
+@pytest.mark.usefixtures("linear_form")
 def test_whatever_stands_before_the_last_axis(lead, kernels):
     variant = FloatVariant(residual=True)
     constants, feeds = constants_of(12, 20), feeds_of(variant, lead, 12, 20)
@@ -340,14 +331,9 @@ def test_the_lowered_file_runs_with_the_kernels_and_without(tmp_path, monkeypatc
     assert inspect_graph(lowered.path).linears == 2
     engine = RUNTIME.build(lowered)
     x = np.random.default_rng(0).standard_normal((2, 9, 16)).astype(np.float32)
-    found = []
-    for switch in ("0", "portable", ""):
-        monkeypatch.setenv(build.SWITCH, switch)
-        session = RUNTIME.session(lowered.path.parent, {"graph": engine.graph.path.name, **engine.details})
-        found.append(session.run({"x": x})["y"])
-        session.close()
-    for other in found[1:]:
-        np.testing.assert_allclose(other, found[0], rtol=1e-5, atol=1e-5)
+    stock, *own = in_every_form(RUNTIME, engine, {"x": x}, monkeypatch)
+    for other in own:
+        np.testing.assert_allclose(other["y"], stock["y"], rtol=1e-5, atol=1e-5)
 
 
 def test_who_looks_inside_finds_every_module(tmp_path):

@@ -10,19 +10,11 @@ import pytest
 from ort_graphs import activated
 
 from runtimes._onnxruntime.kernels import DOMAIN, build
-from runtimes._onnxruntime.kernels.int8_function import ACTIVATIONS, Int8Variant, int8_function
+from runtimes._onnxruntime.kernels.function import ACTIVATIONS
+from runtimes._onnxruntime.kernels.int8_function import Int8Variant, int8_function
 
-FORMS = {"fastest": "", "portable": "portable"}
 PLAIN, CODES = Int8Variant(), Int8Variant(to_codes=True)
 SHAPES = [(1, 1, 1), (2, 3, 15), (5, 50, 17), (6, 64, 64), (13, 66, 65), (31, 130, 48), (32, 67, 200), (300, 40, 33)]
-
-
-@pytest.fixture(params=FORMS)
-def form(request, monkeypatch, kernels):
-    """Sessions opened in the test take the fastest or the plain form."""
-    monkeypatch.setenv(build.SWITCH, FORMS[request.param])
-    if build.instructions(kernels) == "AVX2":
-        pytest.skip("with AVX2 alone the function runs")
 
 
 def constants_of(variant, k, n, *, zero_point=128, seed=0):
@@ -109,7 +101,7 @@ def exact(constants):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("zero_point", [0, 1, 128, 255])
-@pytest.mark.usefixtures("form")
+@pytest.mark.usefixtures("linear_form")
 def test_sums_are_exact_integers(shape, zero_point, kernels):
     m, k, n = shape
     constants = exact(constants_of(PLAIN, k, n, zero_point=zero_point))
@@ -121,7 +113,7 @@ def test_sums_are_exact_integers(shape, zero_point, kernels):
 
 
 @pytest.mark.parametrize("rows", [*range(1, 14), 47, 64, 65, 100])
-@pytest.mark.usefixtures("form")
+@pytest.mark.usefixtures("linear_form")
 def test_any_number_of_rows_and_threads(rows, kernels):
     constants = exact(constants_of(PLAIN, 20, 70))
     model = model_of(PLAIN, constants)
@@ -134,7 +126,7 @@ def test_any_number_of_rows_and_threads(rows, kernels):
 
 @pytest.mark.parametrize("code", [0, 255])
 @pytest.mark.parametrize("weight", [-128, 127])
-@pytest.mark.usefixtures("form")
+@pytest.mark.usefixtures("linear_form")
 def test_the_largest_sums_do_not_saturate(code, weight, kernels):
     variant = Int8Variant(of_codes=True)
     constants = exact(constants_of(variant, 32768, 3, zero_point=255 - code))
@@ -157,7 +149,7 @@ def all_variants():
 
 
 @pytest.mark.parametrize("variant", list(all_variants()), ids=lambda variant: variant.name)
-@pytest.mark.usefixtures("form")
+@pytest.mark.usefixtures("linear_form")
 def test_every_variant_is_what_it_says_and_what_its_function_says(variant, kernels):
     m, k, n = 37, 50, 83
     constants, feeds = constants_of(variant, k, n, zero_point=97), feeds_of(variant, m, k, n)
@@ -177,7 +169,7 @@ def test_every_variant_is_what_it_says_and_what_its_function_says(variant, kerne
 
 
 @pytest.mark.parametrize("activation", [name for name in ACTIVATIONS if name != "Relu"])
-@pytest.mark.usefixtures("form")
+@pytest.mark.usefixtures("linear_form")
 def test_activations_over_their_whole_range(activation, kernels):
     variant = Int8Variant(activation=activation, of_codes=True)
     constants = exact(constants_of(variant, 1, 4096, zero_point=0))
@@ -188,7 +180,7 @@ def test_activations_over_their_whole_range(activation, kernels):
     np.testing.assert_allclose(found[0], want, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.usefixtures("form")
+@pytest.mark.usefixtures("linear_form")
 def test_numbers_that_are_none_and_infinities_round_as_in_onnxruntime(kernels):
     constants = exact(constants_of(PLAIN, 16, 16, zero_point=100))
     constants["W0"] = np.eye(16, dtype=np.int8)
@@ -202,7 +194,7 @@ def test_numbers_that_are_none_and_infinities_round_as_in_onnxruntime(kernels):
 
 
 @pytest.mark.parametrize("lead", [(2, 3, 5), (4,), (1, 1), (0, 7), ()])
-@pytest.mark.usefixtures("form")
+@pytest.mark.usefixtures("linear_form")
 def test_whatever_stands_before_the_last_axis(lead, kernels):
     variant = Int8Variant(residual=True)
     constants = constants_of(variant, 12, 20)

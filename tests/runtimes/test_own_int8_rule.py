@@ -8,10 +8,9 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from onnx_ir.passes.common import RemoveUnusedNodesPass
-from ort_graphs import written
+from ort_graphs import in_every_form, written
 
 from runtimes._onnxruntime.emit import Emitter
-from runtimes._onnxruntime.kernels import build
 from runtimes._onnxruntime.kernels.expanded import SCOPES
 from runtimes._onnxruntime.operators import contents
 from runtimes._onnxruntime.rules.own_int8_linear import use_int8_linear
@@ -224,14 +223,9 @@ def test_the_lowered_file_runs_with_the_kernels_and_without(tmp_path, monkeypatc
     x = np.random.default_rng(0).standard_normal((2, 9, 16)).astype(np.float32)
     assert quantizes_activations(contents(lowered.path).operators)
     engine = RUNTIME.build(lowered)
-    found = []
-    for switch in ("0", "portable", ""):
-        monkeypatch.setenv(build.SWITCH, switch)
-        session = RUNTIME.session(lowered.path.parent, {"graph": engine.graph.path.name, **engine.details})
-        found.append(session.run({"x": x})["y"])
-        session.close()
-    for other in found[1:]:
-        np.testing.assert_allclose(other, found[0], rtol=1e-5, atol=1e-5)
+    stock, *own = in_every_form(RUNTIME, engine, {"x": x}, monkeypatch)
+    for other in own:
+        np.testing.assert_allclose(other["y"], stock["y"], rtol=1e-5, atol=1e-5)
 
 
 def test_who_looks_inside_finds_every_module(tmp_path):

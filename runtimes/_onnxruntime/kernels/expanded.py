@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import onnx
+import onnx_ir as ir
 
 from runtimes._onnxruntime.kernels import DOMAIN
 from runtimes._onnxruntime.kernels.float_function import FLOAT_LINEAR
 from runtimes._onnxruntime.kernels.int8_function import INT8_LINEAR
 
-__all__ = ["SCOPES", "part_key", "with_linears_expanded"]
+__all__ = ["SCOPES", "scopes_by_part", "with_linears_expanded"]
 
 SCOPES = "pkg.torch.onnx.name_scopes"
 _OWN = (FLOAT_LINEAR, INT8_LINEAR)
 _PRODUCTS = frozenset({"Gemm", "MatMulIntegerToFloat"})
 
 
-def part_key(part: str) -> str:
-    """Where an operator's metadata keeps the scopes of a part: `linear0` to `linear2`, `activation`,
-    `residual`, `result` for what rounds y."""
-    return f"toolkit.scopes.{part}"
+def scopes_by_part(parts: Mapping[str, ir.Node]) -> dict[str, str]:
+    """An operator's metadata on which PyTorch modules its parts are from, for `with_linears_expanded`.
+
+    Parts are `linear0` to `linear2`, `activation`, `residual`, and `result` for what rounds y.
+    """
+    found = {_key(part): node.metadata_props.get(SCOPES, "") for part, node in parts.items()}
+    return {key: scopes for key, scopes in found.items() if scopes}
 
 
 def with_linears_expanded(proto: onnx.ModelProto) -> onnx.ModelProto:
     """The same numbers up to rounding, with a tensor for every Linear and activation that the operators keep inside."""
-    functions = {function.name: function for function in proto.functions if function.domain == DOMAIN}
     if not any(map(_is_own, proto.graph.node)):
         return proto
+    functions = {function.name: function for function in proto.functions if function.domain == DOMAIN}
     nodes = [made for node in proto.graph.node for made in _expanded(node, functions)]
     expanded = onnx.ModelProto()
     expanded.CopyFrom(proto)
@@ -52,9 +56,13 @@ def _expanded(node: onnx.NodeProto, functions: dict[str, onnx.FunctionProto]) ->
         made.output[:] = [names.get(name, f"{node.name}/{name}") for name in inner.output]
         part = _part(inner, linears)
         linears += inner.op_type in _PRODUCTS
-        if own := scopes.get(part_key(part)):
+        if own := scopes.get(_key(part)):
             made.metadata_props.add(key=SCOPES, value=own)
         yield made
+
+
+def _key(part: str) -> str:
+    return f"toolkit.scopes.{part}"
 
 
 def _is_own(node: onnx.NodeProto) -> bool:

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from runtimes._onnxruntime.kernels import DOMAIN
-from runtimes._onnxruntime.kernels.function import Body
-from runtimes._onnxruntime.kernels.int8_function import activated
+from runtimes._onnxruntime.kernels.function import Body, activated
 
 __all__ = ["FLOAT_LINEAR", "FloatVariant", "float_function"]
 
@@ -21,7 +20,7 @@ class FloatVariant:
     """One of the operators: y [M, N] = activation(x · W + bias), or x · W + bias + residual.
 
     Inputs in this order: x float [M, K]; W float [K, N] and bias float [N], both constant; residual float [M, N] if
-    `residual`. The activation is one of `int8_function.ACTIVATIONS` or empty.
+    `residual`. The activation is one of `function.ACTIVATIONS` or empty.
     """
 
     activation: str = ""

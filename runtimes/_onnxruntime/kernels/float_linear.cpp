@@ -178,18 +178,6 @@ void choose(Kernel& kernel, int activation) {
 
 // ---- when a session opens ----
 
-void read_sizes(Kernel& kernel, const void* info) {
-  int is_constant = 0;
-  const void* tensor = nullptr;
-  call(kernel.api, kConstantInput, info, kWeight, &is_constant, &tensor);
-  const std::vector<int64_t> sizes =
-      is_constant && tensor ? Shape(kernel.api, tensor).dimensions() : std::vector<int64_t>{};
-  if (sizes.size() != 2 || sizes[0] < 1 || sizes[1] < 1)
-    throw std::invalid_argument("input 1 must be a constant [K, N], neither of them 0");
-  kernel.K = sizes[0];
-  kernel.N = sizes[1];
-}
-
 void pack(Kernel& kernel, const float* weight, const float* bias) {
   const size_t count = static_cast<size_t>(panels_of(kernel.N));
   const size_t width = static_cast<size_t>(vectors_of(kernel.N)) * kVector;
@@ -216,7 +204,9 @@ Status create(const Op* op, Api api, const void* info, void** made) {
     auto kernel = std::make_unique<Kernel>();
     kernel->api = api;
     kernel->residual = op->variant == kResidualVariant;
-    read_sizes(*kernel, info);
+    const auto [K, N] = matrix_of(api, info, kWeight);
+    kernel->K = K;
+    kernel->N = N;
     std::vector<Range> read;
     const void* weight = constant(api, info, kWeight, kFloat, kernel->K * kernel->N, read);
     const void* bias = constant(api, info, kBias, kFloat, kernel->N, read);

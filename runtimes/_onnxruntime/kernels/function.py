@@ -9,12 +9,16 @@ import onnx_ir as ir
 
 from runtimes._onnxruntime.kernels import DOMAIN
 
-__all__ = ["LINEAR", "LINEAR_OFFSET", "Body", "linear_function"]
+__all__ = ["ACTIVATIONS", "LINEAR", "LINEAR_OFFSET", "QUICK_GELU_SLOPE", "Body", "activated", "linear_function"]
 
 LINEAR = "BlockLinear"
 """x float [.., K], B uint8 [N, K / block_size, block_size · bits / 8], scales float [N, K / block_size] -> [.., N]."""
 LINEAR_OFFSET = "BlockLinearOffset"
 """The same with offsets float [K / block_size, N]: y += (sum of x over each block) · offset."""
+
+ACTIVATIONS = ("Relu", "Gelu", "GeluTanh", "QuickGelu")
+"""What encoders' Linears take in, as the names of their operators have it."""
+QUICK_GELU_SLOPE = 1.702
 
 _ATTRIBUTES = ("K", "N", "bits", "block_size")
 _INT8_ACTIVATIONS = 4
@@ -70,3 +74,14 @@ class Body:
             value.name = f"{op_type}_{len(self.nodes)}" + (f"_{index}" if index else "")
         self.nodes.append(node)
         return list(node.outputs)
+
+
+def activated(body: Body, y: ir.Value, activation: str) -> ir.Value:
+    """One of `ACTIVATIONS` of y, or y."""
+    if activation == "QuickGelu":
+        slope = body.op("Constant", [], [ir.AttrFloat32("value_float", QUICK_GELU_SLOPE)])
+        return body.op("Mul", [y, body.op("Sigmoid", [body.op("Mul", [y, slope])])])
+    if activation in {"Gelu", "GeluTanh"}:
+        form = "tanh" if activation == "GeluTanh" else "none"
+        return body.op("Gelu", [y], [ir.AttrString("approximate", form)])
+    return body.op(activation, [y]) if activation else y

@@ -8,14 +8,12 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from runtimes._onnxruntime.kernels import DOMAIN
-from runtimes._onnxruntime.kernels.function import Body
+from runtimes._onnxruntime.kernels.function import Body, activated
 
-__all__ = ["ACTIVATIONS", "INT8_LINEAR", "Int8Variant", "activated", "int8_function"]
+__all__ = ["INT8_LINEAR", "Int8Variant", "int8_function"]
 
 INT8_LINEAR = "Int8Linear"
 """How the names of all of them begin."""
-ACTIVATIONS = ("Relu", "Gelu", "GeluTanh", "QuickGelu")
-_QUICK_GELU_SLOPE = 1.702
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,14 +86,3 @@ def _finished(body: Body, y: ir.Value, variant: Int8Variant, values: dict[str, i
     if not variant.to_codes:
         return y
     return _rounded(body, y, [values.get(f"y_{part}") for part in ("multiplier", "scale", "zero_point")])
-
-
-def activated(body: Body, y: ir.Value, activation: str) -> ir.Value:
-    """One of `ACTIVATIONS` of y, or y."""
-    if activation == "QuickGelu":
-        slope = body.op("Constant", [], [ir.AttrFloat32("value_float", _QUICK_GELU_SLOPE)])
-        return body.op("Mul", [y, body.op("Sigmoid", [body.op("Mul", [y, slope])])])
-    if activation in {"Gelu", "GeluTanh"}:
-        form = "tanh" if activation == "GeluTanh" else "none"
-        return body.op("Gelu", [y], [ir.AttrString("approximate", form)])
-    return body.op(activation, [y]) if activation else y

@@ -106,12 +106,9 @@ class Constants {
     return *static_cast<const uint8_t*>(constant(api_, info_, index, kUint8, 1, read_));
   }
   const int8_t* weight(size_t index, int64_t* K, int64_t* N) {
-    int is_constant = 0;
-    const void* tensor = nullptr;
-    call(api_, kConstantInput, info_, index, &is_constant, &tensor);
-    const std::vector<int64_t> sizes = is_constant && tensor ? Shape(api_, tensor).dimensions() : std::vector<int64_t>{};
-    if (sizes.size() != 2 || sizes[0] < 1 || sizes[1] < 1 || (*K != 0 && *K != sizes[0]))
-      throw std::invalid_argument("input " + std::to_string(index) + " must be a constant [K, N], neither of them 0");
+    const auto sizes = matrix_of(api_, info_, index);
+    if (*K != 0 && *K != sizes[0])
+      throw std::invalid_argument("input " + std::to_string(index) + " must have as many rows as the weights before it");
     // 255 * 128 * K and what the zero point takes from it must fit in 32 bits, whatever the order of the additions.
     if (sizes[0] > 32768) throw std::invalid_argument("K must be at most 32768");
     *K = sizes[0];

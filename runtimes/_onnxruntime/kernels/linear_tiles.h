@@ -1,8 +1,9 @@
 // How the Linears of encoders are cut and shared among threads: tiles of up to 6 rows x 64 columns, whose sums stay in
-// registers over all of K.
+// registers over K or a part of it.
 
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <stdexcept>
 #include <string>
@@ -16,6 +17,17 @@ constexpr int kTileRows = 6, kVector = 16, kTileVectors = 4, kTileColumns = kVec
 
 inline int64_t panels_of(int64_t N) { return (N + kTileColumns - 1) / kTileColumns; }
 inline int vectors_of(int64_t columns) { return static_cast<int>((columns + kVector - 1) / kVector); }
+
+// K and N of a constant [K, N].
+inline std::array<int64_t, 2> matrix_of(Api api, const void* info, size_t index) {
+  int is_constant = 0;
+  const void* tensor = nullptr;
+  call(api, kConstantInput, info, index, &is_constant, &tensor);
+  const std::vector<int64_t> sizes = is_constant && tensor ? Shape(api, tensor).dimensions() : std::vector<int64_t>{};
+  if (sizes.size() != 2 || sizes[0] < 1 || sizes[1] < 1)
+    throw std::invalid_argument("input " + std::to_string(index) + " must be a constant [K, N], neither of them 0");
+  return {sizes[0], sizes[1]};
+}
 
 // x [.., K] as so many rows; `sizes` with another last one are those of an output.
 struct Rows {

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from runtimes._onnxruntime.emit import same_dim
+from runtimes._onnxruntime.kernels.function import QUICK_GELU_SLOPE
 
 __all__ = [
     "GELU_OPSET",
@@ -26,7 +27,6 @@ __all__ = [
 GELU_OPSET = 20
 """The first with `Gelu`, which the functions of our own Linears are written with."""
 _MOST_INPUTS = 32768
-_QUICK_GELU_SLOPE = 1.702
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +134,7 @@ def _is_slope(value: ir.Value | None) -> bool:
     """Whether it is QuickGelu's number, of a shape that changes nobody else's."""
     if value is None or value.shape is None or value.shape.rank() > 1 or not _is_scalar(value, ir.DataType.FLOAT):
         return False
-    return bool(np.isclose(constant_array(value, 0.0), _QUICK_GELU_SLOPE, rtol=1e-6).all())
+    return bool(np.isclose(constant_array(value, 0.0), QUICK_GELU_SLOPE, rtol=1e-6).all())
 
 
 def _beside(value: ir.Value, reader: ir.Node) -> bool:

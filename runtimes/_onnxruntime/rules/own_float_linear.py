@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from runtimes._onnxruntime.emit import Emitter, same_dim
 from runtimes._onnxruntime.kernels import DOMAIN, VERSION
-from runtimes._onnxruntime.kernels.expanded import SCOPES, part_key
+from runtimes._onnxruntime.kernels.expanded import scopes_by_part
 from runtimes._onnxruntime.kernels.float_function import FLOAT_LINEAR, FloatVariant, float_function
 from runtimes._onnxruntime.rules.linear_parts import GELU_OPSET, activation_behind, residual_behind
 from toolkit.types import Step
@@ -97,8 +97,7 @@ def _scopes_of(chain: _Chain) -> dict[str, str]:
         parts["residual"] = chain.nodes[-1]
     elif chain.variant.activation:
         parts["activation"] = chain.nodes[1]
-    found = {part_key(part): node.metadata_props.get(SCOPES, "") for part, node in parts.items()}
-    return {key: scopes for key, scopes in found.items() if scopes}
+    return scopes_by_part(parts)
 
 
 def _told(chain: _Chain) -> dict[str, int]:

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from runtimes._onnxruntime.emit import Emitter
 from runtimes._onnxruntime.kernels import DOMAIN, VERSION
-from runtimes._onnxruntime.kernels.expanded import SCOPES, part_key
+from runtimes._onnxruntime.kernels.expanded import scopes_by_part
 from runtimes._onnxruntime.kernels.int8_function import Int8Variant, int8_function
 from runtimes._onnxruntime.rules.linear_parts import (
     GELU_OPSET,
@@ -163,8 +163,7 @@ def _scopes_of(chain: _Chain, index: int) -> dict[str, str]:
         parts["activation"] = chain.nodes[1 if chain.factor is None else 2]
     if chain.result is not None:
         parts["result"] = chain.last
-    found = {part_key(part): node.metadata_props.get(SCOPES, "") for part, node in parts.items()}
-    return {key: scopes for key, scopes in found.items() if scopes}
+    return scopes_by_part(parts)
 
 
 def _readers(linear: ir.Node) -> list[ir.Node]:
