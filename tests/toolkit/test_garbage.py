@@ -63,13 +63,13 @@ def test_a_command_ends_at_once_with_its_code_after_exit_handlers(argument: str,
 
 
 _AT_WORK = """
-import sys, threading, time
+import os, sys, threading, time
 from concurrent.futures import ThreadPoolExecutor
 from toolkit.garbage import ends_at_once
 
 def work(name):
     time.sleep(0.2)
-    print(name)
+    os.write(1, f"{name}\\n".encode())
 
 with ends_at_once():
     threading.Thread(target=work, args=("thread",)).start()
