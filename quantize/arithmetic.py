@@ -43,13 +43,15 @@ def symmetric_scale(absmax: float | NDArray[Any], largest: float = _QMAX) -> NDA
     return np.where(scale < np.finfo(np.float32).tiny, np.float32(1), scale)
 
 
-def affine_scale(low: float, high: float) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """The float32 scale [] and the uint8 zero point [] that map `low` to 0 and `high` to 255.
+def affine_scale(
+    low: float | NDArray[Any], high: float | NDArray[Any]
+) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """The float32 scale and the uint8 zero point that map `low` to 0 and `high` to 255, both of their shape.
 
     The range is widened to hold 0, which is then a step of its own: padding stays exact.
     Raises ValueError where a bound is not finite.
     """
-    bottom, top = min(low, 0.0), max(high, 0.0)
+    bottom, top = np.minimum(low, 0.0), np.maximum(high, 0.0)
     scale = symmetric_scale(top - bottom, 255)
     return scale, np.asarray(np.clip(np.rint(-bottom / scale), 0, 255), np.uint8)
 

@@ -61,6 +61,11 @@ class Linear:
         return module_path(self.node)
 
     @property
+    def inputs(self) -> int:
+        """K, of a MatMul's or Gemm's weight."""
+        return int(self.tensor.shape[1 - self.axis])
+
+    @property
     def tensor(self) -> ir.TensorProtocol:
         """The weight's data, as the node holds it. Raises ValueError where it has none."""
         tensor = self.weight.const_value

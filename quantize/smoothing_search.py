@@ -102,7 +102,9 @@ def _candidates(amax: NDArray[np.float64], wmax: NDArray[np.float64]) -> list[Fl
 
 def _rounded_rows(rows: Float, bound: Range, recipe: QuantConfig) -> Float:
     if recipe.activations == "uint8":
-        scale, zero = affine_scale(bound.min, bound.max)
+        tokens = recipe.ranges == "per-token"
+        low, high = (rows.min(1, keepdims=True), rows.max(1, keepdims=True)) if tokens else (bound.min, bound.max)
+        scale, zero = affine_scale(low, high)
         lowest, highest, offset = 0, 255, np.float32(zero)
     else:
         scale, offset, lowest, highest = symmetric_scale(bound.absmax), np.float32(0), -128, 127

@@ -30,6 +30,7 @@ from quantize.nodes import lift_constants, new_node, unused_name
 from quantize.residuals import residuals_in_float
 from quantize.smoothing import Group, channel_weights, choose_smoothing, find_groups, smooth
 from quantize.smoothing_search import search_smoothing
+from quantize.token_ranges import require_opset, token_q_dq
 from toolkit.types import Calibration, QuantConfig, Step
 
 __all__ = ["Static", "choose_divisors", "scale_and_zero"]
@@ -42,7 +43,8 @@ class Static:
     """Q/DQ with zero points written out, as TensorRT and ONNX Runtime both read them.
 
     Weights [K, N] have scales [N], a Conv's [M, C, kH, kW] have [M], zero points of 0. Activations have one scale [],
-    and by `recipe.activations` as `uint8` a zero point that gives both ends of their range all steps.
+    and by `recipe.activations` as `uint8` a zero point that gives both ends of their range all steps; by
+    `recipe.ranges` as `per-token` every vector [K] that a Linear reads has its own, measured as it comes.
     Additions, normalisations, softmax, attention, biases and outputs stay fp32; `attention=int8` in the recipe of int8
     quantizes queries, keys and values too, one scale [] a tensor.
     Outlier channels are smoothed into the weights first, as `recipe.smoothing` says.
@@ -55,24 +57,28 @@ class Static:
 
     def apply(self, model: ir.Model, calibration: Calibration | None) -> list[Step]:
         """Rewrite the Linears in place. Raises UsageError without calibration, StageError on NaN or Inf."""
+        if self.recipe.ranges == "per-token":
+            require_opset(model)
         given = require(calibration, self.form.name)
         lift_constants(model)
         linears, excluded = self._linears(model)
         groups = find_groups(linears)
         # A convolution's image has no channels to smooth and is measured as a whole.
         widths = dict.fromkeys((linear.activation for linear in linears), 1)
-        widths.update((group.activation, group.width) for group in groups)
+        measured = {group.activation: group.width for group in groups}
+        widths.update(measured)
         seen = measure_channels(model, widths, given) if widths else {}
         divisors = choose_divisors(model, groups, seen, self.recipe, given)
         weights = channel_weights(groups, divisors) if self.recipe.calibration == "mse" else {}
-        bounds = self._bounds(model, list(widths), seen, divisors, given, weights)
+        once = [each for each in widths if self.recipe.ranges == "per-tensor" or each not in measured]
+        bounds = self._bounds(model, once, seen, divisors, given, weights)
         steps, renamed = smooth(model.graph, groups, divisors) if self.recipe.smoothing is not None else ([], {})
         bounds = {renamed.get(name, name): bound for name, bound in bounds.items()}
         attention = self._attention(model, given)
         quantized = self._quantize(model, bounds, given)
-        calibrated = self._calibrated(given, len(bounds))
+        calibrated = self._calibrated(given, len(bounds), len(widths) - len(once))
         kept = residuals_in_float(model.graph, self.form.name)
-        return [*quantized, *attention, *steps, calibrated, kept, *excluded_step(excluded, self.recipe.exclude)]
+        return [*quantized, *attention, *steps, *calibrated, kept, *excluded_step(excluded, self.recipe.exclude)]
 
     def _quantize(self, model: ir.Model, bounds: Mapping[str, Range], calibration: Calibration) -> list[Step]:
         """Activations first: data-driven rounding of the weights is to see what they have become."""
@@ -116,17 +122,20 @@ class Static:
             histograms = observe(model, activations, calibration, divisors, weights)
             return {name: kept(histogram) for name, histogram in histograms.items()}
         # The range after a division is known without looking at the data again.
-        return {name: held.range(divisors.get(name, 1)) for name, held in seen.items()}
+        names = [str(activation.name) for activation in activations]
+        return {name: seen[name].range(divisors.get(name, 1)) for name in names}
 
-    def _calibrated(self, calibration: Calibration, count: int) -> Step:
+    def _calibrated(self, calibration: Calibration, once: int, tokens: int) -> list[Step]:
         method = self.recipe.calibration
         detail = f"{self.percentile:g} per cent" if method == "percentile" else _KEPT.get(method, "")
-        return Step(
-            "quantize", f"{method} calibration", count, f"{detail}, {calibration.count} from {calibration.source}"
-        )
+        detail = f"{detail}, {calibration.count} from {calibration.source}"
+        of_tokens = Step("quantize", "ranges measured as they come", tokens, "one for each token's vector")
+        return [Step("quantize", f"{method} calibration", once, detail), *([of_tokens] if tokens else [])]
 
     def _q_dq(self, graph: ir.Graph, linear: Linear, *, bounds: Mapping[str, Range]) -> list[ir.Node]:
         name = linear.activation.name or ""
+        if name not in bounds:
+            return token_q_dq(graph, linear)
         tensors = scale_and_zero(bounds[name], self.recipe.activations, self.form)
         scale, zero = (
             add_initializer(graph, f"{name}_{what}", tensor)

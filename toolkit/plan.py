@@ -16,9 +16,9 @@ from toolkit.drift.gates import TASK_BOUNDS, parse_gate
 from toolkit.errors import UnsupportedError, UsageError
 from toolkit.recipe.changes import require_taken, taken
 from toolkit.recipe.document import Data, Quantization
-from toolkit.recipe.embeddings import check_embeddings
 from toolkit.recipe.layers import check_layers, own_recipes, recipe_of_target
 from toolkit.recipe.own import own_recipe
+from toolkit.recipe.runtimes import check_runtimes
 from toolkit.target import Target, parse_target, schemes_for
 from toolkit.types import (
     DEFAULT_OPTIONS,
@@ -156,7 +156,7 @@ def plan(request: Request) -> Plan:
     check_layers(request.recipe, targets, spec)
     own = {target: own_recipes(request.recipe, target, spec) for target in targets}
     require_taken(request.recipe, list(own.values()))
-    check_embeddings(request.recipe, [each for each in targets if taken(request.recipe, own[each].values()).embeddings])
+    check_runtimes({each: taken(request.recipe, own[each].values()) for each in targets})
     if request.require_engine:
         _require_builders(targets)
     return the_plan

@@ -41,6 +41,7 @@ __all__ = [
     "PackedWeight",
     "QuantConfig",
     "QuantizedGraph",
+    "Ranges",
     "Readiness",
     "Runtime",
     "Samples",
@@ -64,6 +65,7 @@ EngineStatus = Literal["executed", "built", "graph-only"]
 Granularity = Literal["per-tensor", "per-channel", "per-block"]
 CacheForm = Literal["concat", "static"]
 CalibrationMethod = Literal["minmax", "percentile", "entropy", "mse"]
+Ranges = Literal["per-tensor", "per-token"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,6 +260,8 @@ class QuantConfig:
     block_size: int | None = None
     """How many weights along K share a scale, where the granularity is per-block."""
     rounding: Literal["nearest", "gptq", "awq", "hqq"] = "nearest"
+    ranges: Ranges = "per-tensor"
+    """What has a scale among quantized activations: a whole tensor, calibrated, or each token's vector as it comes."""
     attention: Literal["float", "int8"] = "float"
     """Whether queries, keys and values are quantized too, where activations are."""
     embeddings: Literal["float", "int8"] = "float"
@@ -516,7 +520,7 @@ class Runtime(Protocol):
     the options of `toolkit export` that it takes, as `arch`. `SCHEME_KINDS` gives the kinds of a scheme that it takes
     for some only, `WEIGHT_ONLY` the schemes of which it runs the weights, but no quantized activations, `UNSIGNED`
     those whose activations it takes as uint8 with a zero point too, `EMBEDDINGS` what an embedding table can be stored
-    as, where that is not float alone.
+    as, where that is not float alone, `RANGES` what shares a scale among activations, where that is not a tensor alone.
     """
 
     def readiness(self) -> Readiness:

@@ -22,12 +22,14 @@ class Contents:
     """Domain and type of every node of the main graph, and the ONNX number types that the file names anywhere.
 
     `turns_integers` says that a `Transpose`, or an attention, which has one in its body, reads dequantized activations,
-    or in a graph of one fixed shape a `MatMul` with a bias, which ONNX Runtime makes a `Gemm` between Reshapes.
+    or in a graph of one fixed shape a `MatMul` with a bias, which ONNX Runtime makes a `Gemm` between Reshapes;
+    `rounds_tokens` that activations are dequantized with a scale for each block of their last axis.
     """
 
     operators: frozenset[tuple[str, str]] = frozenset()
     dtypes: frozenset[int] = frozenset()
     turns_integers: bool = False
+    rounds_tokens: bool = False
 
 
 def contents(path: Path) -> Contents:
@@ -37,13 +39,19 @@ def contents(path: Path) -> Contents:
     except DecodeError:
         return Contents()
     called = frozenset((node.domain, node.op_type) for node in model.graph.node)
-    return Contents(called, frozenset(_dtypes(model)), _turns_integers(model.graph))
+    restored = _restored(model.graph)
+    tokens = any(attribute.name == "block_size" for node in restored for attribute in node.attribute)
+    return Contents(called, frozenset(_dtypes(model)), _turns_integers(model.graph, restored), tokens)
 
 
-def _turns_integers(graph: onnx.GraphProto) -> bool:
+def _restored(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """The `DequantizeLinear` of activations."""
     weights = {tensor.name for tensor in graph.initializer}
-    stored = (node for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] not in weights)
-    dequantized = {node.output[0] for node in stored}
+    return [node for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] not in weights]
+
+
+def _turns_integers(graph: onnx.GraphProto, restored: list[onnx.NodeProto]) -> bool:
+    dequantized = {node.output[0] for node in restored}
     turning = (node for node in graph.node if (node.domain, node.op_type) in _TURNING)
     if any(dequantized & set(node.input) for node in turning):
         return True

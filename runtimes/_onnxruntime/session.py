@@ -123,6 +123,9 @@ def session_options(held: Contents, provider: str, threads: int | None = None) -
     if held.turns_integers:
         # Without it, 1.32 turns int8 into uint8 halfway and then refuses its own graph (onnxruntime#25526).
         options.add_session_config_entry("session.qdqisint8allowed", "1")
+    if held.rounds_tokens:
+        # Without it, 1.32 takes scales that are a token's for one scale of a whole tensor, and fails in its product.
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     return options, register_kernels(options, held.operators) if provider == CPU else ""
 
 

@@ -27,12 +27,13 @@ from toolkit.types import (
     TargetOptions,
 )
 
-__all__ = ["EMBEDDINGS", "KINDS", "RUNTIME", "SCHEMES", "UNSIGNED", "OrtCpu"]
+__all__ = ["EMBEDDINGS", "KINDS", "RANGES", "RUNTIME", "SCHEMES", "UNSIGNED", "OrtCpu"]
 
 SCHEMES = ("fp32", "fp16", "int8", "int8-dynamic", "int4")
 KINDS = ("encoder", "vision", "decoder", "module")
 EMBEDDINGS = ("float", "int8")
 UNSIGNED = ("int8",)
+RANGES = ("per-tensor", "per-token")
 
 
 class OrtCpu:

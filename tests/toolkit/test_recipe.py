@@ -14,8 +14,9 @@ from toolkit.errors import UnsupportedError, UsageError
 from toolkit.pipeline import export
 from toolkit.plan import Request, plan
 from toolkit.recipe.changes import parse_changes, require_taken, tuned
-from toolkit.recipe.embeddings import check_embeddings
 from toolkit.recipe.layers import check_layers, recipe_of_target
+from toolkit.recipe.own import own_recipe
+from toolkit.recipe.runtimes import check_runtimes
 from toolkit.target import parse_target
 from toolkit.types import ModelSpec, QuantConfig
 
@@ -122,11 +123,29 @@ def test_embeddings_are_for_runtimes_that_look_rows_up_in_integers() -> None:
     for scheme in ("int8", "int8-dynamic", "int4"):
         require_taken(changes, [{scheme: recipe(scheme, ENCODER)}])
         assert tuned(changes, recipe(scheme, ENCODER)).embeddings == "int8"
-    check_embeddings(changes, [parse_target("ort-cpu-int8"), parse_target("openvino-int8")])
+    check_runtimes(dict.fromkeys([parse_target("ort-cpu-int8"), parse_target("openvino-int8")], changes))
     with pytest.raises(UnsupportedError, match="'trt' does not look rows up in embedding tables of int8") as caught:
-        check_embeddings(changes, [parse_target("ort-cpu-int8"), parse_target("trt-int8")])
+        check_runtimes({parse_target("ort-cpu-int8"): changes, parse_target("trt-int8"): changes})
     assert "ort-cpu" in caught.value.hint
-    check_embeddings(parse_changes("embeddings=float"), [parse_target("trt-int8")])
+    check_runtimes({parse_target("trt-int8"): parse_changes("embeddings=float")})
+
+
+def test_ranges_of_tokens_are_for_unsigned_activations_and_the_runtime_that_measures_them() -> None:
+    changes = parse_changes("ranges=per-token")
+    unsigned = own_recipe(parse_target("ort-cpu-int8"), ENCODER)
+    require_taken(changes, [{"int8": unsigned}])
+    assert tuned(changes, unsigned) == replace(unsigned, ranges="per-token")
+    for scheme, target in (("int8", "trt-int8"), ("int8-dynamic", "ort-cpu-int8-dynamic"), ("fp32", "ort-cpu-fp32")):
+        with pytest.raises(UsageError, match=f"'{scheme}' has no 'ranges' for this model"):
+            require_taken(changes, [{scheme: own_recipe(parse_target(target), ENCODER)}])
+    check_runtimes({parse_target("ort-cpu-int8"): changes})
+    with pytest.raises(
+        UnsupportedError, match="'openvino' does not measure the range of each token's vector"
+    ) as caught:
+        check_runtimes({parse_target("openvino-int8"): changes})
+    assert "Export for openvino-int8 without ranges=per-token. It is taken by: ort-cpu." in caught.value.hint
+    with pytest.raises(UsageError, match="'per-row' is no ranges"):
+        parse_changes("ranges=per-row")
 
 
 def test_smoothing_is_a_share(tmp_path: Path) -> None:

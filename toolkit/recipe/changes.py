@@ -9,7 +9,7 @@ from typing import Any, get_args
 from toolkit import plugins
 from toolkit.errors import UsageError
 from toolkit.recipe.document import Precision, Quantization
-from toolkit.types import CalibrationMethod, QuantConfig
+from toolkit.types import CalibrationMethod, QuantConfig, Ranges
 
 __all__ = ["given_keys", "parse_changes", "require_taken", "taken", "tuned"]
 
@@ -98,10 +98,11 @@ def _tunable(base: QuantConfig) -> tuple[str, ...]:
     if base.weights not in ("int8", "float8e4m3fn", "palette4"):
         return ()
     calibrated = ("calibration",) if base.calibration in get_args(CalibrationMethod) else ()
+    ranges = ("ranges",) if calibrated and base.activations == "uint8" else ()
     attention = ("attention",) if calibrated and base.weights == "int8" else ()
     smoothing = ("smoothing",) if base.smoothing is not None else ()
     rounding = ("rounding",) if _rounds_by_channel(base) else ()
-    return ("exclude", "layers", *calibrated, *attention, *smoothing, *rounding, *_tables(base))
+    return ("exclude", "layers", *calibrated, *ranges, *attention, *smoothing, *rounding, *_tables(base))
 
 
 def _tables(base: QuantConfig) -> tuple[str, ...]:
@@ -168,6 +169,7 @@ _READ: Mapping[str, Callable[[str, str], Any]] = {
     "layers": _layers,
     "smoothing": _share,
     "calibration": _one_of(*get_args(CalibrationMethod)),
+    "ranges": _one_of(*get_args(Ranges)),
     "attention": _one_of("float", "int8"),
     "embeddings": _one_of("float", "int8"),
 }

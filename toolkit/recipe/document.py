@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
-from toolkit.types import CacheForm, CalibrationMethod, Dim
+from toolkit.types import CacheForm, CalibrationMethod, Dim, Ranges
 
 __all__ = ["VERSION", "Build", "Data", "DimRange", "Precision", "Quantization", "Recipe"]
 
@@ -67,6 +67,7 @@ class Quantization(_Section):
     layers: dict[str, Precision] = Field(default_factory=dict)
     calibration: CalibrationMethod | None = None
     smoothing: Annotated[float, Field(ge=0, le=1)] | Literal["search", "off"] | None = None
+    ranges: Ranges | None = None
     attention: Literal["float", "int8"] | None = None
     embeddings: Literal["float", "int8"] | None = None
     block_size: Literal[16, 32, 64, 128] | None = None

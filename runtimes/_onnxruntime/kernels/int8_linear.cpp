@@ -1,9 +1,13 @@
-// Operators of domain `toolkit.cpu`: Linears of encoders whose weights are int8 a channel and activations uint8 a tensor.
+// Operators of domain `toolkit.cpu`: Linears of encoders whose weights are int8 a channel, and whose activations are uint8
+// a tensor or a token.
 //
-//   Int8Linear(x, [x_multiplier,] x_scale, x_zero_point, W, W_scale, bias, [residual | [y_multiplier,] y_scale, y_zero_point])
+//   Int8Linear(x, [x_multiplier,] [x_scale, x_zero_point,] W, W_scale, bias,
+//              [residual | [y_multiplier,] y_scale, y_zero_point])
 //
-// What is in brackets is in the name, Int8Linear[Qkv][Smoothed | OfCodes][activation][Residual | ToCodes | ToSmoothedCodes]:
+// What is in brackets is in the name,
+//   Int8Linear[Qkv][Smoothed | OfCodes][Tokens][activation][Residual | ToCodes | ToSmoothedCodes]:
 //   x float [.., K], rounded as QuantizeLinear(x [* x_multiplier [K]], x_scale [], x_zero_point []) does; OfCodes: uint8
+//   Tokens: every vector [K] by a scale and a zero point that put its least at 0 and its greatest at 255, instead of those
 //   W int8 [K, N], W_scale float [N], bias float [N]; Qkv: three of each in turn, of one K, and three outputs
 //   y = activation(x . W + bias) [+ residual, of y's shape]; to codes: QuantizeLinear(y [* y_multiplier [N]], ..), uint8
 // All of it but x and the residual is constant. Sums of products are exact integers.
@@ -23,7 +27,7 @@ namespace toolkit {
 namespace {
 
 constexpr int kInt8 = 3;
-enum Form { kFloats = 0, kSmoothed, kOfCodes, kForms };
+enum Form { kFloats = 0, kSmoothed, kOfCodes, kTokens, kSmoothedTokens, kForms };
 
 // The parts of an operator's name; `variant` of an Op is its place in the list of all.
 struct Variant {
@@ -34,7 +38,9 @@ struct Variant {
   bool smoothed_result = false;
   std::string name;
 
-  size_t weights_at() const { return form == kSmoothed ? 4 : 3; }
+  bool tokens() const { return form == kTokens || form == kSmoothedTokens; }
+  bool smoothed() const { return form == kSmoothed || form == kSmoothedTokens; }
+  size_t weights_at() const { return 1 + (smoothed() ? 1 : 0) + (tokens() ? 0 : 2); }
   size_t rest_at() const { return weights_at() + 3 * static_cast<size_t>(weights); }
   size_t inputs() const {
     return rest_at() + (result == kCodes ? (smoothed_result ? 3 : 2) : result == kResidual ? 1 : 0);
@@ -42,7 +48,7 @@ struct Variant {
 };
 
 std::string name_of(const Variant& v) {
-  static const char* const forms[] = {"", "Smoothed", "OfCodes"};
+  static const char* const forms[] = {"", "Smoothed", "OfCodes", "Tokens", "SmoothedTokens"};
   static const char* const activations[] = {"", "Relu", "Gelu", "GeluTanh", "QuickGelu"};
   static const char* const results[] = {"", "Residual", "ToCodes"};
   const char* result = v.smoothed_result ? "ToSmoothedCodes" : results[v.result];
@@ -62,6 +68,7 @@ const std::vector<Variant>& variants() {
       add(1, form, kNone, kResidual, false);
       for (int activation = 0; activation < kActivations; ++activation) {
         add(1, form, activation, kPlain, false);
+        if (form >= kTokens) continue;
         add(1, form, activation, kCodes, false);
         add(1, form, activation, kCodes, true);
       }
@@ -146,8 +153,9 @@ void pack_panel(const Kernel& kernel, const Source& from, const float* multiplie
     for (int n = 0; n < panel.columns; ++n) panel.start[n] -= from.codes[k * from.N + panel.column + n];
   for (int n = 0; n < panel.columns; ++n) {
     const int64_t column = panel.column + n;
-    panel.start[n] *= kernel.rounding.zero_point;
     panel.scale[n] = kernel.rounding.scale * from.scale[column];
+    panel.total[n] = -static_cast<float>(panel.start[n]) * panel.scale[n];
+    panel.start[n] *= kernel.rounding.zero_point;
     panel.bias[n] = from.bias[column];
     panel.multiplier[n] = multiplier != nullptr ? multiplier[column] : 1.0f;
   }
@@ -191,13 +199,14 @@ std::vector<Source> read_weights(Kernel& kernel, Constants& constants) {
 }
 
 void read_rounding(Kernel& kernel, Constants& constants) {
-  const bool smoothed = kernel.variant->form == kSmoothed;
+  const bool smoothed = kernel.variant->smoothed();
   const size_t at = smoothed ? 2 : 1;
   if (smoothed) {
     const float* from = constants.floats(1, kernel.K);
     kernel.multiplier.assign(from, from + kernel.K);
     kernel.rounding.multiplier = kernel.multiplier.data();
   }
+  if (kernel.variant->tokens()) return;
   kernel.rounding.scale = constants.positive(at);
   kernel.rounding.zero_point = constants.zero_point(at + 1);
 }
@@ -229,7 +238,7 @@ Status create(const Op* op, Api api, const void* info, void** made) {
     kernel->epilogue.result = kernel->variant->result;
     if (kernel->variant->activation >= kGelu) kernel->epilogue.table = table_of(kernel->variant->activation);
     pack(*kernel, sources, multiplier.empty() ? nullptr : multiplier.data());
-    kernel->kernels = int8_kernels(kernel->epilogue, instructions() == kAvx512Vnni);
+    kernel->kernels = int8_kernels(kernel->epilogue, kernel->variant->tokens(), instructions() == kAvx512Vnni);
     constants.give_all_back();
     *made = kernel.release();
   });
@@ -244,11 +253,12 @@ struct Run {
   std::vector<uint8_t*> y;
 };
 
-// Where the codes of x are, so many bytes a row.
+// Where the codes of x are, so many bytes a row, and what each row's own range made of it.
 struct Codes {
   uint8_t* room = nullptr;
   const uint8_t* rows = nullptr;
   int64_t stride = 0;
+  Token* tokens = nullptr;
 };
 
 Run open_run(const Kernel& kernel, void* context) {
@@ -269,9 +279,17 @@ Codes codes_of(const Kernel& kernel, const Run& run) {
     return {nullptr, static_cast<const uint8_t*>(run.x), kernel.K};
   Codes codes;
   codes.stride = (kernel.K + 63) / 64 * 64 + 64;
-  codes.room = scratch(static_cast<size_t>(run.M * codes.stride));
+  const size_t bytes = static_cast<size_t>(run.M * codes.stride);
+  const size_t more = kernel.variant->tokens() ? static_cast<size_t>(run.M) * sizeof(Token) : 0;
+  codes.room = scratch(bytes + more);
   codes.rows = codes.room;
+  if (more != 0) codes.tokens = reinterpret_cast<Token*>(codes.room + bytes);
   return codes;
+}
+
+void round_row(const Kernel& kernel, const float* x, uint8_t* to, Token* token) {
+  if (token != nullptr) *token = kernel.kernels.round_token(kernel.rounding.multiplier, x, to, kernel.K);
+  else kernel.kernels.round(kernel.rounding, x, to, kernel.K);
 }
 
 void round_rows(const Kernel& kernel, const Run& run, const Codes& codes, int64_t first, int64_t last) {
@@ -281,7 +299,7 @@ void round_rows(const Kernel& kernel, const Run& run, const Codes& codes, int64_
     if (kernel.variant->form == kOfCodes)
       std::memcpy(to, static_cast<const uint8_t*>(run.x) + m * kernel.K, static_cast<size_t>(kernel.K));
     else
-      kernel.kernels.round(kernel.rounding, static_cast<const float*>(run.x) + m * kernel.K, to, kernel.K);
+      round_row(kernel, static_cast<const float*>(run.x) + m * kernel.K, to, codes.tokens != nullptr ? codes.tokens + m : nullptr);
     std::memset(to + kernel.K, 0, static_cast<size_t>(4 * kernel.steps - kernel.K));
   }
 }
@@ -293,7 +311,8 @@ void multiply_tile(const Kernel& kernel, const Run& run, const Codes& codes, con
   kernel.kernels.products(panel, codes.rows + m * codes.stride, codes.stride, kernel.steps, rows, sums);
   uint8_t* y = run.y[static_cast<size_t>(panel.output)] + static_cast<size_t>(at) * element;
   const float* residual = run.residual != nullptr ? run.residual + at : nullptr;
-  kernel.kernels.finish(panel, kernel.epilogue, sums, rows, residual, y, stride);
+  const Token* tokens = codes.tokens != nullptr ? codes.tokens + m : nullptr;
+  kernel.kernels.finish(panel, kernel.epilogue, sums, tokens, rows, residual, y, stride);
 }
 
 constexpr int64_t kFewRows = 32;
@@ -333,7 +352,7 @@ Status compute(void* opened, void* context) {
 int type_of_input(const Op* op, size_t index) {
   const Variant& v = variant_of(op);
   if (index == 0) return v.form == kOfCodes ? kUint8 : kFloat;
-  if (index + 1 == v.weights_at()) return kUint8;
+  if (index + 1 == v.weights_at() && !v.tokens()) return kUint8;
   if (index >= v.weights_at() && index < v.rest_at()) return (index - v.weights_at()) % 3 == 0 ? kInt8 : kFloat;
   return v.result == kCodes && index + 1 == v.inputs() ? kUint8 : kFloat;
 }

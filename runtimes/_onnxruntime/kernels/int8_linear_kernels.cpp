@@ -4,6 +4,7 @@
 #include <array>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <utility>
 
 #include "activation_vectors.h"
@@ -19,11 +20,44 @@ inline uint8_t rounded(float value, int32_t zero_point) {
   return static_cast<uint8_t>(static_cast<int32_t>(std::nearbyintf(kept)) + zero_point);
 }
 
+inline float smoothed(const float* multiplier, const float* x, int64_t k) {
+  return multiplier != nullptr ? x[k] * multiplier[k] : x[k];
+}
+
 void round_portable(const Rounding& rounding, const float* x, uint8_t* to, int64_t K) {
-  for (int64_t k = 0; k < K; ++k) {
-    const float value = rounding.multiplier != nullptr ? x[k] * rounding.multiplier[k] : x[k];
-    to[k] = rounded(value / rounding.scale, rounding.zero_point);
+  for (int64_t k = 0; k < K; ++k)
+    to[k] = rounded(smoothed(rounding.multiplier, x, k) / rounding.scale, rounding.zero_point);
+}
+
+// Scale and zero point of a row from its range, in the order in which the operator's function computes them.
+struct Range {
+  float low = 0.0f, high = 0.0f;
+
+  Rounding rounding(const float* multiplier) const {
+    Rounding made;
+    made.scale = std::max((high - low) / 255.0f, std::numeric_limits<float>::min());
+    made.inverse = 1.0f / made.scale;
+    const float below = -low * made.inverse;
+    made.zero_point = below < 255.0f ? static_cast<int32_t>(std::nearbyintf(below)) : 255;  // also where it is NaN
+    made.multiplier = multiplier;
+    return made;
   }
+};
+
+Token token_of(const Rounding& rounding) {
+  return {rounding.scale, -rounding.scale * static_cast<float>(rounding.zero_point)};
+}
+
+Token round_token_portable(const float* multiplier, const float* x, uint8_t* to, int64_t K) {
+  Range range;
+  for (int64_t k = 0; k < K; ++k) {
+    range.low = std::min(range.low, smoothed(multiplier, x, k));
+    range.high = std::max(range.high, smoothed(multiplier, x, k));
+  }
+  const Rounding rounding = range.rounding(multiplier);
+  for (int64_t k = 0; k < K; ++k)
+    to[k] = rounded(smoothed(multiplier, x, k) * rounding.inverse, rounding.zero_point);
+  return token_of(rounding);
 }
 
 void products_portable(const Panel& panel, const uint8_t* x, int64_t stride, int64_t steps, int rows, int32_t* sums) {
@@ -42,12 +76,17 @@ float activated(const Epilogue& epilogue, float y) {
   return epilogue.activation == kRelu ? std::max(y, 0.0f) : epilogue.table(y);
 }
 
-void finish_portable(const Panel& panel, const Epilogue& epilogue, const int32_t* sums, int rows, const float* residual,
-                     void* to, int64_t stride) {
+void finish_portable(const Panel& panel, const Epilogue& epilogue, const int32_t* sums, const Token* tokens, int rows,
+                     const float* residual, void* to, int64_t stride) {
   for (int r = 0; r < rows; ++r, sums += kTileColumns)
     for (int n = 0; n < panel.columns; ++n) {
       const int64_t at = r * stride + n;
-      const float y = activated(epilogue, static_cast<float>(sums[n]) * panel.scale[n] + panel.bias[n]);
+      float product = static_cast<float>(sums[n]) * panel.scale[n], bias = panel.bias[n];
+      if (tokens != nullptr) {
+        product *= tokens[r].scale;
+        bias += tokens[r].low * panel.total[n];
+      }
+      const float y = activated(epilogue, product + bias);
       if (epilogue.result == kCodes)
         static_cast<uint8_t*>(to)[at] = rounded(y * panel.multiplier[n], epilogue.zero_point);
       else
@@ -63,9 +102,9 @@ AVX512_INLINE __m512i codes_of(__m512 value, __m512 low, __m512 high, __m512i ze
   return _mm512_add_epi32(_mm512_cvtps_epi32(kept), zero_point);
 }
 
-template <bool Smoothed>
+template <bool Smoothed, bool Tokens>
 AVX512_INLINE void round_row(const Rounding& rounding, const float* x, uint8_t* to, int64_t K) {
-  const __m512 scale = _mm512_set1_ps(rounding.scale);
+  const __m512 step = _mm512_set1_ps(Tokens ? rounding.inverse : rounding.scale);
   const __m512 low = _mm512_set1_ps(static_cast<float>(-rounding.zero_point));
   const __m512 high = _mm512_set1_ps(static_cast<float>(255 - rounding.zero_point));
   const __m512i zero_point = _mm512_set1_epi32(rounding.zero_point);
@@ -73,14 +112,35 @@ AVX512_INLINE void round_row(const Rounding& rounding, const float* x, uint8_t* 
     const __mmask16 mask = static_cast<__mmask16>(K - k >= kVector ? 0xffff : (1 << (K - k)) - 1);
     __m512 value = _mm512_maskz_loadu_ps(mask, x + k);
     if constexpr (Smoothed) value = _mm512_mul_ps(value, _mm512_maskz_loadu_ps(mask, rounding.multiplier + k));
-    const __m512i codes = codes_of(_mm512_div_ps(value, scale), low, high, zero_point);
-    _mm512_mask_cvtepi32_storeu_epi8(to + k, mask, codes);
+    value = Tokens ? _mm512_mul_ps(value, step) : _mm512_div_ps(value, step);
+    _mm512_mask_cvtepi32_storeu_epi8(to + k, mask, codes_of(value, low, high, zero_point));
   }
 }
 
+template <bool Tokens>
 AVX512 void round_vnni(const Rounding& rounding, const float* x, uint8_t* to, int64_t K) {
-  if (rounding.multiplier != nullptr) round_row<true>(rounding, x, to, K);
-  else round_row<false>(rounding, x, to, K);
+  if (rounding.multiplier != nullptr) round_row<true, Tokens>(rounding, x, to, K);
+  else round_row<false, Tokens>(rounding, x, to, K);
+}
+
+template <bool Smoothed>
+AVX512_INLINE Range range_of(const float* multiplier, const float* x, int64_t K) {
+  __m512 low = _mm512_setzero_ps(), high = low;
+  for (int64_t k = 0; k < K; k += kVector) {
+    const __mmask16 mask = static_cast<__mmask16>(K - k >= kVector ? 0xffff : (1 << (K - k)) - 1);
+    __m512 value = _mm512_maskz_loadu_ps(mask, x + k);
+    if constexpr (Smoothed) value = _mm512_mul_ps(value, _mm512_maskz_loadu_ps(mask, multiplier + k));
+    low = _mm512_min_ps(value, low);
+    high = _mm512_max_ps(value, high);
+  }
+  return {_mm512_reduce_min_ps(low), _mm512_reduce_max_ps(high)};
+}
+
+AVX512 Token round_token_vnni(const float* multiplier, const float* x, uint8_t* to, int64_t K) {
+  const Range range = multiplier != nullptr ? range_of<true>(multiplier, x, K) : range_of<false>(multiplier, x, K);
+  const Rounding rounding = range.rounding(multiplier);
+  round_vnni<true>(rounding, x, to, K);
+  return token_of(rounding);
 }
 
 AVX512_INLINE __m512i four_codes(const uint8_t* from) {
@@ -127,8 +187,8 @@ void products_vnni(const Panel& panel, const uint8_t* x, int64_t stride, int64_t
   all[static_cast<size_t>((rows - 1) * kTileVectors + panel.vectors - 1)](panel, x, stride, steps, sums);
 }
 
-template <int Shape, int Kind>
-AVX512 void finish_vnni(const Panel& panel, const Epilogue& epilogue, const int32_t* sums, int rows,
+template <int Shape, int Kind, bool Tokens>
+AVX512 void finish_vnni(const Panel& panel, const Epilogue& epilogue, const int32_t* sums, const Token* tokens, int rows,
                         const float* residual, void* to, int64_t stride) {
   const TableRegisters table(epilogue.table);
   const __m512 low = _mm512_set1_ps(static_cast<float>(-epilogue.zero_point));
@@ -138,11 +198,17 @@ AVX512 void finish_vnni(const Panel& panel, const Epilogue& epilogue, const int3
     const int left = panel.columns - v * kVector, first = v * kVector;
     const __mmask16 mask = static_cast<__mmask16>(left >= kVector ? 0xffff : (1 << left) - 1);
     const __m512 scale = _mm512_load_ps(panel.scale + first), bias = _mm512_load_ps(panel.bias + first);
-    const __m512 multiplier = _mm512_load_ps(panel.multiplier + first);
+    const __m512 multiplier = _mm512_load_ps(panel.multiplier + first), total = _mm512_load_ps(panel.total + first);
     for (int r = 0; r < rows; ++r) {
       const __m512 sum = _mm512_cvtepi32_ps(_mm512_load_si512(sums + r * kTileColumns + first));
       // Two roundings, as in ONNX Runtime; this form of the product keeps the compiler from making one of them.
-      __m512 y = _mm512_add_ps(_mm512_mul_round_ps(sum, scale, _MM_FROUND_CUR_DIRECTION), bias);
+      __m512 y = _mm512_mul_round_ps(sum, scale, _MM_FROUND_CUR_DIRECTION);
+      if constexpr (Tokens) {
+        const __m512 offset = _mm512_fmadd_ps(_mm512_set1_ps(tokens[r].low), total, bias);
+        y = _mm512_fmadd_ps(y, _mm512_set1_ps(tokens[r].scale), offset);
+      } else {
+        y = _mm512_add_ps(y, bias);
+      }
       if constexpr (Shape == kRelu) y = _mm512_max_ps(_mm512_setzero_ps(), y);  // in this order NaN stays
       if constexpr (Shape == kGelu) y = table(y);
       const int64_t at = r * stride + first;
@@ -158,29 +224,30 @@ AVX512 void finish_vnni(const Panel& panel, const Epilogue& epilogue, const int3
 }
 
 template <int Shape>
-Finish finish_for(Result result) {
-  if (result == kCodes) return finish_vnni<Shape, kCodes>;
-  return result == kResidual ? finish_vnni<Shape, kResidual> : finish_vnni<Shape, kPlain>;
+Finish finish_for(Result result, bool tokens) {
+  if (tokens) return result == kResidual ? finish_vnni<Shape, kResidual, true> : finish_vnni<Shape, kPlain, true>;
+  if (result == kCodes) return finish_vnni<Shape, kCodes, false>;
+  return result == kResidual ? finish_vnni<Shape, kResidual, false> : finish_vnni<Shape, kPlain, false>;
 }
 
 #endif
 
 }  // namespace
 
-Int8Kernels int8_kernels(const Epilogue& epilogue, bool vnni) {
+Int8Kernels int8_kernels(const Epilogue& epilogue, bool tokens, bool vnni) {
 #if defined(HAS_AVX2_PATH)
   if (vnni) {
     const Activation activation = epilogue.activation;
     const Result result = epilogue.result;
-    const Finish finish = activation == kNone   ? finish_for<kNone>(result)
-                          : activation == kRelu ? finish_for<kRelu>(result)
-                                                : finish_for<kGelu>(result);
-    return {round_vnni, products_vnni, finish};
+    const Finish finish = activation == kNone   ? finish_for<kNone>(result, tokens)
+                          : activation == kRelu ? finish_for<kRelu>(result, tokens)
+                                                : finish_for<kGelu>(result, tokens);
+    return {round_vnni<false>, round_token_vnni, products_vnni, finish};
   }
 #else
-  (void)epilogue, (void)vnni;
+  (void)epilogue, (void)tokens, (void)vnni;
 #endif
-  return {round_portable, products_portable, finish_portable};
+  return {round_portable, round_token_portable, products_portable, finish_portable};
 }
 
 }  // namespace toolkit

@@ -2,6 +2,9 @@
 
 That pair is what ONNX Runtime has fast kernels for on x86. A symmetric s8 activation becomes u8 by moving both its
 integers and its zero point up by 128, which changes no number: (q + 128) - 128 = q.
+
+Where each token has a scale and a zero point of its own, [.., 1], the product holds them in the places of the two
+scalars. No kernel of ONNX Runtime takes it so: `own_int8_linear` makes an operator of it, whose function says how.
 """
 
 from __future__ import annotations
@@ -15,6 +18,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from runtimes._onnxruntime.emit import Emitter
+from runtimes._onnxruntime.rules.linear_parts import MOST_INPUTS
+from runtimes._onnxruntime.rules.token_rounding import token_readers
 from toolkit.errors import StageError
 from toolkit.types import Step
 
@@ -34,7 +39,7 @@ class _Weight:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Activation:
-    """u8 integers with their scale [] and zero point []."""
+    """u8 integers with their scale and zero point, both [], or [.., 1] where each token has its own."""
 
     integers: ir.Value
     scale: ir.Value
@@ -140,11 +145,21 @@ class _Rule:
         dynamic = _producer(quantized, "DynamicQuantizeLinear")
         if dynamic is not None:
             return self._dynamic(dynamic)
-        return self._static(node, _producer(quantized, "QuantizeLinear"), scale, zero_point)
+        quantize = _producer(quantized, "QuantizeLinear")
+        if quantize is not None and token_readers(quantize):
+            return self._tokens(node, quantize)
+        return self._static(node, quantize, scale, zero_point)
 
     def _dynamic(self, quantize: ir.Node) -> _Activation:
         found = _Activation(*quantize.outputs[:3])
         return self._shared.setdefault(("dynamic", id(quantize.inputs[0])), found)
+
+    def _tokens(self, node: ir.Node, quantize: ir.Node) -> _Activation:
+        source, scale, zero_point = quantize.inputs[:3]
+        if quantize.attributes.get_int("block_size", 0) > MOST_INPUTS or scale is None or zero_point is None:
+            raise _refusal(node, f"it measures each token's range and reads more than {MOST_INPUTS} inputs")
+        found = _Activation(quantize.outputs[0], scale, zero_point)
+        return self._shared.setdefault(("token", id(source)), found)
 
     def _static(
         self, node: ir.Node, quantize: ir.Node | None, scale: ir.Value, zero_point: ir.Value | None

@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 
 from runtimes._onnxruntime.emit import same_dim
 from runtimes._onnxruntime.kernels.function import QUICK_GELU_SLOPE
+from runtimes._onnxruntime.rules.token_rounding import token_readers
 
 __all__ = [
     "GELU_OPSET",
+    "MOST_INPUTS",
     "Rounding",
     "activation_behind",
     "constant_array",
@@ -26,22 +28,26 @@ __all__ = [
 
 GELU_OPSET = 20
 """The first with `Gelu`, which the functions of our own Linears are written with."""
-_MOST_INPUTS = 32768
+MOST_INPUTS = 32768
+"""Of an int8 Linear: sums of more may not fit in 32 bits."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rounding:
-    """uint8 codes = QuantizeLinear(source [* multiplier], scale, zero_point); the multiplier is [last axis]."""
+    """uint8 codes = QuantizeLinear(source [* multiplier], *parameters); the multiplier is [last axis].
+
+    The parameters are a constant scale and zero point; none where each vector of the last axis is rounded by its own
+    range.
+    """
 
     source: ir.Value
     multiplier: ir.Value | None
-    scale: ir.Value
-    zero_point: ir.Value
+    parameters: tuple[ir.Value, ...]
 
     @property
     def constants(self) -> list[ir.Value | None]:
         """In the order of the operators' inputs."""
-        return [*([self.multiplier] if self.multiplier is not None else []), self.scale, self.zero_point]
+        return [*([self.multiplier] if self.multiplier is not None else []), *self.parameters]
 
 
 def is_int8_linear(node: ir.Node) -> bool:
@@ -53,7 +59,7 @@ def is_int8_linear(node: ir.Node) -> bool:
         return False
     columns = weight.shape[1] if weight is not None and weight.shape is not None else 0
     of_columns = _is_float(weight_scale, 1, columns) and (bias is None or _is_float(bias, columns))
-    return _is_scalar(scale, ir.DataType.FLOAT) and _is_scalar(zero_point, ir.DataType.UINT8) and of_columns
+    return of_columns and (_are_constant(scale, zero_point) or _are_of_tokens(codes, scale, zero_point))
 
 
 def rounding_of(codes: ir.Value | None) -> Rounding | None:
@@ -62,11 +68,15 @@ def rounding_of(codes: ir.Value | None) -> Rounding | None:
     if node is None or not _is(node, "QuantizeLinear"):
         return None
     source, scale, zero_point = (*node.inputs, None)[:3]
-    known = _is_scalar(scale, ir.DataType.FLOAT) and _is_scalar(zero_point, ir.DataType.UINT8)
-    if not known or source is None or scale is None or zero_point is None or source.dtype != ir.DataType.FLOAT:
+    readers = token_readers(node) or (node,)
+    if len(readers) == 1 and not _are_constant(scale, zero_point):
         return None
-    found = _factor(source) if len(source.uses()) == 1 and not source.is_graph_output() else None
-    return Rounding(found[0], found[1], scale, zero_point) if found else Rounding(source, None, scale, zero_point)
+    if source is None or scale is None or zero_point is None or source.dtype != ir.DataType.FLOAT:
+        return None
+    parameters = (scale, zero_point) if len(readers) == 1 else ()
+    alone = {use.node for use in source.uses()} == set(readers) and not source.is_graph_output()
+    found = _factor(source) if alone else None
+    return Rounding(*found, parameters) if found else Rounding(source, None, parameters)
 
 
 def factor_behind(value: ir.Value) -> tuple[ir.Node, ir.Value] | None:
@@ -162,12 +172,22 @@ def _is_weight(value: ir.Value | None) -> bool:
     if value is None or not _is_constant(value, ir.DataType.INT8) or value.shape is None:
         return False
     sizes = list(value.shape)
-    return len(sizes) == 2 and all(isinstance(size, int) and size > 0 for size in sizes) and sizes[0] <= _MOST_INPUTS
+    return len(sizes) == 2 and all(isinstance(size, int) and size > 0 for size in sizes) and sizes[0] <= MOST_INPUTS
 
 
 def _is_float(value: ir.Value | None, *sizes: object) -> bool:
     """Whether it is a float32 constant of one of these numbers of elements."""
     return value is not None and _is_constant(value, ir.DataType.FLOAT) and value.const_value.size in sizes
+
+
+def _are_constant(scale: ir.Value | None, zero_point: ir.Value | None) -> bool:
+    return _is_scalar(scale, ir.DataType.FLOAT) and _is_scalar(zero_point, ir.DataType.UINT8)
+
+
+def _are_of_tokens(codes: ir.Value, scale: ir.Value | None, zero_point: ir.Value | None) -> bool:
+    """Whether the codes were rounded by each token's range, with that scale and zero point."""
+    node = codes.producer()
+    return node is not None and bool(token_readers(node)) and tuple(node.inputs[1:]) == (scale, zero_point)
 
 
 def _is_scalar(value: ir.Value | None, dtype: ir.DataType) -> bool:

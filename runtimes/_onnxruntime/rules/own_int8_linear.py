@@ -37,7 +37,8 @@ _QKV = 3
 def use_int8_linear(model: ir.Model, emit: Emitter) -> list[Step]:
     """Replace every `MatMulIntegerToFloat` of constant scales and zero points; attach the functions that are called.
 
-    Runs after `lower_int8_linears`. Dynamically quantized Linears stay, and so do those of more than 32768 inputs.
+    Runs after `lower_int8_linears`. Where one range is a tensor's as it comes, Linears stay, as do those of more than
+    32768 inputs.
     """
     if model.opset_imports.get("", 0) < GELU_OPSET:
         return []
@@ -46,6 +47,7 @@ def use_int8_linear(model: ir.Model, emit: Emitter) -> list[Step]:
     for node in list(model.graph):
         if node.graph is not None and is_int8_linear(node):
             rule.apply(node)
+    _remove_unread(model.graph)
     for variant in rule.variants:
         function = int8_function(variant, model.opset_imports[""])
         model.functions[function.identifier()] = function
@@ -91,11 +93,13 @@ class _Rule:
         self._shared: set[ir.Value | None] = set()
 
     def apply(self, node: ir.Node) -> None:
-        siblings = _readers(node)
+        siblings, rounding = _readers(node), rounding_of(node.inputs[0])
         if len(siblings) not in {1, _QKV} or not all(map(is_int8_linear, siblings)):
             self._shared.add(node.inputs[0])
-        rounding = rounding_of(node.inputs[0]) if node.inputs[0] not in self._shared else None
-        if len(siblings) == _QKV and node.inputs[0] not in self._shared:
+        shared = node.inputs[0] in self._shared
+        if shared and rounding is not None and rounding.parameters:
+            rounding = None
+        if len(siblings) == _QKV and not shared:
             # This node is the first of them in the graph, whichever was first to read.
             self._write([_Chain(each, [each]) for each in siblings], rounding, node)
         else:
@@ -106,7 +110,8 @@ class _Rule:
         first = chains[0]
         smoothed = rounding is not None and rounding.multiplier is not None
         qkv = len(chains) == _QKV
-        variant = replace(first.variant, qkv=qkv, smoothed=smoothed, of_codes=rounding is None)
+        tokens = rounding is not None and not rounding.parameters
+        variant = replace(first.variant, qkv=qkv, smoothed=smoothed, of_codes=rounding is None, tokens=tokens)
         inputs = [*_input_of(first.linear, rounding)]
         for chain in chains:
             inputs += self._weight_of(chain)
@@ -144,6 +149,7 @@ class _Rule:
         told = {
             f"MatMulIntegerToFloat -> {DOMAIN}::Int8Linear": _QKV if variant.qkv else 1,
             "three Linears of one input in one": variant.qkv,
+            "int8 Linears that measure each token's range": (_QKV if variant.qkv else 1) * variant.tokens,
             "multiplications before an int8 Linear taken in": variant.smoothed,
             "multiplications behind an int8 Linear taken in": factor,
             "activations behind an int8 Linear taken in": bool(variant.activation),
