@@ -56,18 +56,32 @@ def _make(work: Path, key: str, given: Given, name: str, folder: Path) -> None:
 
 
 def build_bundles(work: Path, key: str, model: Model, targets: Sequence[str]) -> tuple[dict[str, Path], dict[str, str]]:
-    """Bundles by target, made again whenever the toolkit's sources change; and reasons of those that are not there."""
-    folder, reason = work / "bundles" / _sources() / key, ""
-    missing = [target for target in targets if _bundle(folder, target) is None]
-    if missing:
-        command = [sys.executable, "-m", "toolkit", "export", f"--model={model.name}", f"--weights={model.weights}"]
-        command += [f"--output={folder}", f"--drift-gate={_NO_GATE}", "--offline"]
-        try:
-            _run(f"{key} {', '.join(missing)}", command + [f"--target={target}" for target in missing], {})
-        except NotMadeError as error:
-            reason = str(error)
-    found = {target: path for target in targets if (path := _bundle(folder, target))}
-    return found, {target: reason for target in targets if target not in found}
+    """Bundles by target, made again whenever the toolkit's sources change; and reasons of those that are not there.
+
+    A target may have changes of its recipe behind a space; targets with the same ones are exported together.
+    """
+    found: dict[str, Path] = {}
+    reasons: dict[str, str] = {}
+    for recipe in dict.fromkeys(target.partition(" ")[2] for target in targets):
+        names = {each: each.partition(" ")[0] for each in targets if each.partition(" ")[2] == recipe}
+        folder = work / "bundles" / _sources() / key / recipe.replace(",", "-")
+        reason = _export(key, model, [name for name in names.values() if _bundle(folder, name) is None], recipe, folder)
+        found |= {target: path for target, name in names.items() if (path := _bundle(folder, name))}
+        reasons |= {target: reason for target in names if target not in found}
+    return found, reasons
+
+
+def _export(key: str, model: Model, targets: Sequence[str], recipe: str, folder: Path) -> str:
+    """Export to these targets; answers why they were not made, if so."""
+    if not targets:
+        return ""
+    command = [sys.executable, "-m", "toolkit", "export", f"--model={model.name}", f"--weights={model.weights}"]
+    command += [f"--output={folder}", f"--drift-gate={_NO_GATE}", "--offline", *([f"--recipe={recipe}"] * bool(recipe))]
+    try:
+        _run(f"{key} {', '.join(targets)} {recipe}", command + [f"--target={target}" for target in targets], {})
+    except NotMadeError as error:
+        return str(error)
+    return ""
 
 
 def _bundle(folder: Path, target: str) -> Path | None:

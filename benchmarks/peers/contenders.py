@@ -10,7 +10,8 @@ from peers.environments import OWN
 
 __all__ = ["PEERS", "REFERENCE", "TARGETS", "Contender", "own"]
 
-TARGETS = ("ort-cpu-fp32", "ort-cpu-int8", "openvino-int8")
+TARGETS = ("ort-cpu-fp32", "ort-cpu-int8", "ort-cpu-int8 ranges=per-token,smoothing=0.6", "openvino-int8")
+"""Each with what changes of its recipe, behind a space."""
 _INDUCTOR = {"compile": True}
 
 
@@ -50,4 +51,6 @@ PEERS: Mapping[str, Contender] = {
 
 def own(label: str) -> Contender:
     """The row of a target of ours, or of bundles that the user gave a label."""
-    return Contender(f"**ours: {label}**", OWN, "bundle", label)
+    target, _, recipe = label.partition(" ")
+    name = f"**ours: {target}**, `{recipe}`" if "=" in recipe else f"**ours: {label}**"
+    return Contender(name, OWN, "bundle", label)
