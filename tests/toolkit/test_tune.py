@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from itertools import groupby
 
 import numpy as np
@@ -129,6 +130,9 @@ def test_modules_are_ranked_by_noise_for_what_they_save():
 def test_knobs_are_those_that_the_scheme_has():
     int8 = plugins.scheme("int8").recipe(ENCODER)
     assert knobs(int8) == {"smoothing": (0.5, 0.65, "off"), "calibration": ("percentile", "entropy", "mse")}
+    unsigned = replace(int8, activations="uint8")
+    assert next(iter(knobs(unsigned, ("per-tensor", "per-token")).items())) == ("ranges", ("per-token",))
+    assert knobs(unsigned) == knobs(int8, ("per-tensor", "per-token")) == knobs(int8)
     assert set(knobs(plugins.scheme("int4").recipe(ENCODER))) == {"block_size", "rounding", "symmetric"}
     assert not knobs(plugins.scheme("int8-dynamic").recipe(ENCODER))
     assert not knobs(plugins.scheme("fp16").recipe(ENCODER))
@@ -137,6 +141,7 @@ def test_knobs_are_those_that_the_scheme_has():
 class Recorded:
     """A laboratory that answers by arithmetic: the noise of a recipe is that of the modules which it quantizes."""
 
+    ranges = ()
     NOISES = {f"layer.{index}": 1e-4 for index in range(9)} | {"layer.4": 0.5}
 
     def __init__(self, limit_db, slow=()):

@@ -178,10 +178,12 @@ def test_what_cannot_be_searched_is_refused_before_any_weight_is_read(tmp_path):
 
 
 @pytest.mark.heavy
-def test_noises_of_single_modules_add_up_to_that_of_the_engine(bench):
+@pytest.mark.parametrize("changes", [{}, {"ranges": "per-token", "rounding": "nearest"}])
+def test_noises_of_single_modules_add_up_to_that_of_the_engine(bench, changes):
     target = Target("ort-cpu", "int8")
-    noises = module_noises(bench.exported, bench.plan.recipe(target), bench.calibration)
-    measured = bench.attempt(target, Quantization()).drift.worst().sqnr_db
+    recipe = replace(bench.plan.recipe(target), **changes)
+    noises = module_noises(bench.exported, recipe, bench.calibration)
+    measured = bench.attempt(target, Quantization(**changes)).drift.worst().sqnr_db
     assert len({each.module for each in noises}) == len(noises) > 20
     assert -10 * np.log10(sum(each.noise for each in noises)) == pytest.approx(measured, abs=3)
 

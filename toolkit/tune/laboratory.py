@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from toolkit import disk
+from toolkit import disk, plugins
 from toolkit.drift.gates import judge
 from toolkit.drift.table import task_words
 from toolkit.hashing import data_path
@@ -72,6 +72,11 @@ class Bench:
         """Close the fp32 session."""
         if self._stopwatch is not None:
             self._stopwatch.baseline.close()
+
+    @property
+    def ranges(self) -> Sequence[str]:
+        """What may have a scale among activations, as the runtime lists it; none where it lists nothing."""
+        return tuple(plugins.find("runtimes", self.runtime).literals.get("RANGES", ()))
 
     def recipe(self, scheme: str) -> QuantConfig:
         """The scheme's own recipe for the model."""

@@ -28,6 +28,7 @@ from quantize.matmuls import last_linears
 from quantize.nodes import lift_constants, new_node
 from quantize.smoothing import find_groups, smooth
 from quantize.static import choose_divisors, scale_and_zero
+from quantize.token_ranges import token_q_dq
 from toolkit.drift.metrics import moments
 from toolkit.drift.padding import at_attended
 
@@ -71,7 +72,8 @@ class _Switched:
 def module_noises(exported: ExportedGraph, recipe: QuantConfig, calibration: Calibration) -> list[ModuleNoise]:
     """The noise of every module that the recipe quantizes, in graph order.
 
-    For int8 weights by channel, static or dynamic, and for 4- and 8-bit weights in blocks, rounded to the nearest.
+    For int8 weights by channel, whatever the ranges of activations, and for 4- and 8-bit weights in blocks, rounded to
+    the nearest.
     Raises StageError where a weight or an activation is not finite.
     """
     model = ir.load(exported.path)
@@ -183,20 +185,25 @@ def _round_activation(
     if recipe.activations is None:
         return
     source, name = linear.activation, f"tune.activation.{place}"
-    if recipe.calibration == "none":
+    if recipe.ranges == "per-token" and linear.node.op_type != "Conv":
+        *made, restore = token_q_dq(graph, linear)
+    elif recipe.calibration == "none":
         measure = ir.node("DynamicQuantizeLinear", inputs=[source], num_outputs=3, name=f"{name}.measure")
         for output, kind in zip(measure.outputs, ("quantized", "scale", "zero"), strict=True):
             output.name = f"{name}.{kind}"
-        made, quantized = [measure], list(measure.outputs)
+        made, restore = [measure], _restored(measure.outputs, name, linear)
     else:
         tensors = zip(("scale", "zero"), scale_and_zero(bound, recipe.activations), strict=True)
         scale, zero = (add_initializer(graph, f"{name}.{what}", tensor) for what, tensor in tensors)
         node = new_node("QuantizeLinear", [source, scale, zero], f"{name}.quantized", linear.node)
-        made, quantized = [node], [node.outputs[0], scale, zero]
-    restore = new_node("DequantizeLinear", list(quantized), f"{name}.restored", linear.node)
+        made, restore = [node], _restored([node.outputs[0], scale, zero], name, linear)
     choose = new_node("Where", [flag, restore.outputs[0], source], f"{name}.chosen", linear.node)
     graph.insert_before(linear.node, [*made, restore, choose])
     linear.node.replace_input_with(0, choose.outputs[0])
+
+
+def _restored(quantized: Sequence[ir.Value], name: str, linear: Linear) -> ir.Node:
+    return new_node("DequantizeLinear", list(quantized), f"{name}.restored", linear.node)
 
 
 def _switches(switched: Sequence[_Switched], chosen: Sequence[_Switched]) -> dict[str, Array]:

@@ -29,6 +29,11 @@ _ROUNDING = ("nearest", "gptq", "awq", "hqq")
 class Laboratory(Protocol):
     """What tries a recipe, or remembers that it was tried."""
 
+    @property
+    def ranges(self) -> Sequence[str]:
+        """What may have a scale among activations, as the runtime lists it; none where it lists nothing."""
+        ...
+
     def trial(self, scheme: str, changes: Quantization) -> Trial:
         """Try it. Raises `toolkit.tune.laboratory.Ended` where no more is to be tried."""
         ...
@@ -95,9 +100,14 @@ def _explore(laboratory: Laboratory, schemes: Sequence[str], aim: _Aim) -> dict[
     return best
 
 
-def knobs(recipe: QuantConfig) -> Mapping[str, tuple[Any, ...]]:
-    """What can be turned of a scheme's recipe beside its own setting, by the recipe file's field."""
+def knobs(recipe: QuantConfig, ranges: Sequence[str] = ()) -> Mapping[str, tuple[Any, ...]]:
+    """What can be turned of a scheme's recipe beside its own setting, by the recipe file's field.
+
+    `ranges` are those that the runtime takes; they come before SmoothQuant, whose best strength hangs on them.
+    """
     found: dict[str, tuple[Any, ...]] = {}
+    if recipe.activations == "uint8" and recipe.calibration in _METHODS and (others := _others(ranges, recipe.ranges)):
+        found["ranges"] = others
     if recipe.smoothing is not None:
         found["smoothing"] = _others(_SMOOTHING, recipe.smoothing)
     if recipe.weights == "int8" and recipe.calibration in _METHODS:
@@ -146,7 +156,7 @@ def _hopeless(trial: Trial, objective: Objective) -> bool:
 def _tune_knobs(laboratory: Laboratory, scheme: str, whole: Trial, aim: _Aim) -> Trial:
     """One knob after the other, each at its best before the next is turned."""
     best = whole
-    for field, values in knobs(laboratory.recipe(scheme)).items():
+    for field, values in knobs(laboratory.recipe(scheme), laboratory.ranges).items():
         changes = Quantization.model_validate(best.quantization)
         tried = [laboratory.trial(scheme, changes.model_copy(update={field: value})) for value in values]
         best = aim.better([best, *(trial for trial in tried if trial.status != "failed")])
@@ -195,7 +205,7 @@ def _noise_of(trial: Trial, otherwise: float) -> float:
     return float(10 ** (-trial.sqnr_db / 10))
 
 
-def _others(values: tuple[Any, ...], own: Any) -> tuple[Any, ...]:
+def _others(values: Sequence[Any], own: Any) -> tuple[Any, ...]:
     return tuple(value for value in values if value != own)
 
 
