@@ -7,9 +7,18 @@ from typing import Any
 
 import onnx_ir as ir
 
-from runtimes._onnxruntime.kernels import DOMAIN
+from runtimes._onnxruntime.kernels import DOMAIN, VERSION
 
-__all__ = ["ACTIVATIONS", "LINEAR", "LINEAR_OFFSET", "QUICK_GELU_SLOPE", "Body", "activated", "linear_function"]
+__all__ = [
+    "ACTIVATIONS",
+    "LINEAR",
+    "LINEAR_OFFSET",
+    "QUICK_GELU_SLOPE",
+    "Body",
+    "activated",
+    "attach",
+    "linear_function",
+]
 
 LINEAR = "BlockLinear"
 """x float [.., K], B uint8 [N, K / block_size, block_size · bits / 8], scales float [N, K / block_size] -> [.., N]."""
@@ -22,6 +31,13 @@ QUICK_GELU_SLOPE = 1.702
 
 _ATTRIBUTES = ("K", "N", "bits", "block_size")
 _INT8_ACTIVATIONS = 4
+
+
+def attach(model: ir.Model, function: ir.Function) -> None:
+    """Give the model a function of our domain, and the domains of what its body calls."""
+    model.functions[function.identifier()] = function
+    called = {domain: version for domain, version in function.opset_imports.items() if domain}
+    model.opset_imports.update({DOMAIN: VERSION, **called})
 
 
 def linear_function(op_type: str, opset: int, rank: int | None = None) -> ir.Function:

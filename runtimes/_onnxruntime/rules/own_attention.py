@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from runtimes._onnxruntime.emit import Emitter
-from runtimes._onnxruntime.kernels import DOMAIN, VERSION
+from runtimes._onnxruntime.kernels import DOMAIN
 from runtimes._onnxruntime.kernels.attention_function import (
     ATTENTION,
     ATTENTION_MASKED,
@@ -19,6 +19,7 @@ from runtimes._onnxruntime.kernels.attention_function import (
     ATTENTION_PACKED_MASKED,
     attention_function,
 )
+from runtimes._onnxruntime.kernels.function import attach
 from runtimes._onnxruntime.saturation import quantizes_activations
 from toolkit.types import Step
 
@@ -42,9 +43,7 @@ def use_own_attention(model: ir.Model, emit: Emitter) -> list[Step]:
     rounded = quantizes_activations({(node.domain, node.op_type) for node in model.graph})
     counts = Counter(_replace(emit, node, rounded) for node in found)
     for op_type in counts:
-        function = attention_function(op_type, model.opset_imports.get("", 0))
-        model.functions[function.identifier()] = function
-        model.opset_imports[DOMAIN] = VERSION
+        attach(model, attention_function(op_type, model.opset_imports.get("", 0)))
     packed = counts[ATTENTION_PACKED] + counts[ATTENTION_PACKED_MASKED]
     steps = [
         Step("lower", f"Attention -> {DOMAIN}::{ATTENTION}", len(found), "own kernel, memory linear in the length"),

@@ -12,9 +12,10 @@ import numpy as np
 import onnx_ir as ir
 
 from runtimes._onnxruntime.emit import Emitter, same_dim
-from runtimes._onnxruntime.kernels import DOMAIN, VERSION
+from runtimes._onnxruntime.kernels import DOMAIN
 from runtimes._onnxruntime.kernels.expanded import scopes_by_part
 from runtimes._onnxruntime.kernels.float_function import FLOAT_LINEAR, FloatVariant, float_function
+from runtimes._onnxruntime.kernels.function import attach
 from runtimes._onnxruntime.rules.linear_parts import GELU_OPSET, activation_behind, residual_behind
 from toolkit.types import Step
 
@@ -37,9 +38,7 @@ def use_float_linear(model: ir.Model, emit: Emitter) -> list[Step]:
             variants[chain.variant] = None
             counts.update(_told(chain))
     for variant in variants:
-        function = float_function(variant, model.opset_imports[""])
-        model.functions[function.identifier()] = function
-        model.opset_imports[DOMAIN] = VERSION
+        attach(model, float_function(variant, model.opset_imports[""]))
     return [Step("lower", what, count, "own kernel") for what, count in counts.items() if count]
 
 

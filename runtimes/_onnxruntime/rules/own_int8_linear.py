@@ -13,8 +13,9 @@ import numpy as np
 import onnx_ir as ir
 
 from runtimes._onnxruntime.emit import Emitter
-from runtimes._onnxruntime.kernels import DOMAIN, VERSION
+from runtimes._onnxruntime.kernels import DOMAIN
 from runtimes._onnxruntime.kernels.expanded import scopes_by_part
+from runtimes._onnxruntime.kernels.function import attach
 from runtimes._onnxruntime.kernels.int8_function import Int8Variant, int8_function
 from runtimes._onnxruntime.rules.linear_parts import (
     GELU_OPSET,
@@ -49,9 +50,7 @@ def use_int8_linear(model: ir.Model, emit: Emitter) -> list[Step]:
             rule.apply(node)
     _remove_unread(model.graph)
     for variant in rule.variants:
-        function = int8_function(variant, model.opset_imports[""])
-        model.functions[function.identifier()] = function
-        model.opset_imports.update({DOMAIN: VERSION, "com.microsoft": 1})
+        attach(model, int8_function(variant, model.opset_imports[""]))
     return [Step("lower", what, count, "own kernel") for what, count in rule.counts.items()]
 
 

@@ -10,8 +10,8 @@ from collections import Counter
 import onnx_ir as ir
 
 from runtimes._onnxruntime.emit import Emitter
-from runtimes._onnxruntime.kernels import DOMAIN, VERSION
-from runtimes._onnxruntime.kernels.function import LINEAR, LINEAR_OFFSET, linear_function
+from runtimes._onnxruntime.kernels import DOMAIN
+from runtimes._onnxruntime.kernels.function import LINEAR, LINEAR_OFFSET, attach, linear_function
 from runtimes._onnxruntime.rules.block_linear import INT8_ACTIVATIONS
 from toolkit.types import Step
 
@@ -31,9 +31,7 @@ def use_block_linear(model: ir.Model, emit: Emitter) -> list[Step]:
     for op_type in counts:
         ranks = {_rank(node.inputs[0]) for node in made if node.op_type == op_type}
         rank = ranks.pop() if len(ranks) == 1 else None
-        function = linear_function(op_type, model.opset_imports.get("", 1), rank)
-        model.functions[function.identifier()] = function
-        model.opset_imports.update({DOMAIN: VERSION, "com.microsoft": 1})
+        attach(model, linear_function(op_type, model.opset_imports.get("", 1), rank))
     steps = [
         Step("lower", f"MatMulNBits -> {DOMAIN}::{LINEAR}", counts[LINEAR], "same weights, own kernel"),
         Step("lower", f"MatMulNBits with offsets -> {DOMAIN}::{LINEAR_OFFSET}", counts[LINEAR_OFFSET], "five in one"),
