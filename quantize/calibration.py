@@ -184,7 +184,8 @@ def fetch(
 ) -> dict[str, NDArray[Any]]:
     """The named outputs for one batch. Raises StageError with the runtime's message."""
     try:
-        return dict(zip(taps, session.run(taps, feed), strict=True))
+        # Asked for no output at all, ONNX Runtime answers every one.
+        return dict(zip(taps, session.run(taps, feed), strict=True)) if taps else {}
     except Exception as error:  # ONNX Runtime raises a class of its own for each status code
         raise StageError(
             "quantize", f"ONNX Runtime failed on calibration batch {index}: {error}", hint=_SHAPE_HINT

@@ -132,6 +132,12 @@ def test_a_convolution_keeps_one_calibrated_range(tmp_path):
     assert sqnr(run(exported.path, feed)["logits"], found) > 25
 
 
+@pytest.mark.parametrize("method", ["mse", "entropy", "percentile"])
+def test_where_only_the_image_has_a_calibrated_range_every_method_finds_it(tmp_path, method):
+    _, made = quantized(tmp_path, vision_model(), replace(PLAIN, calibration=method), images(2))
+    assert {step.what: step.count for step in made.steps}[f"{method} calibration"] == 1
+
+
 def test_an_old_opset_has_no_such_scales(tmp_path):
     with pytest.raises(UsageError, match="needs opset 21 or later, and this graph is of opset 20") as caught:
         quantized(tmp_path, linear_model(opset=20), TOKEN)
