@@ -212,6 +212,9 @@ def open_session(proto: ModelProto, folder: str) -> ort.InferenceSession:
     options.enable_cpu_mem_arena = False
     # Without it, 1.32 turns int8 into uint8 halfway and then refuses its own graph (onnxruntime#25526).
     options.add_session_config_entry("session.qdqisint8allowed", "1")
+    if _rounds_in_blocks(proto):
+        # Without it, 1.32 takes scales that are a token's for one scale of a whole tensor, and fails in its product.
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     if folder:
         options.add_session_config_entry(_FOLDER_KEY, folder)
     try:
@@ -222,6 +225,12 @@ def open_session(proto: ModelProto, folder: str) -> ort.InferenceSession:
             f"ONNX Runtime cannot run the exported graph for calibration: {error}",
             hint="Export again; the fp32 graph must run before it is quantized.",
         ) from error
+
+
+def _rounds_in_blocks(proto: ModelProto) -> bool:
+    """Whether a layer that was quantized before measures the range of each token, or of a part of it."""
+    rounding = (node for node in proto.graph.node if node.op_type == "QuantizeLinear")
+    return any(attribute.name == "block_size" for node in rounding for attribute in node.attribute)
 
 
 def weights_folder(model: ir.Model) -> str:

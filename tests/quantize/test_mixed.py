@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections import Counter
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,16 @@ def test_int8_beside_int4_has_quantized_activations(tmp_path: Path) -> None:
         "classifier": "int8",
     }
     assert set(found.values()) == {"int4", "int8", "int8/int8"}
+
+
+@pytest.mark.parametrize("kept", ["*.fc?:int4", "*.fc2:int4;block.attention.[qk]_proj:fp16"])
+def test_int4_is_calibrated_behind_layers_that_measure_each_tokens_range(kept: str, tmp_path: Path) -> None:
+    made = quantized("int8", f"ranges=per-token,layers={kept}", tmp_path)
+    found = precisions(made.path)
+    assert found["block.fc2"] == "int4" and found["classifier"] == "int8/int8"
+    reference = run(tmp_path / "exported" / "exported.onnx", FEED)["logits"]
+    with closing(portable_session(made.path)) as session:
+        assert sqnr(reference, session.run(FEED)["logits"]) > 15
 
 
 def test_drift_lies_between_that_of_the_pure_schemes(tmp_path: Path) -> None:
