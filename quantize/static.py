@@ -69,8 +69,8 @@ class Static:
         widths.update(measured)
         seen = measure_channels(model, widths, given) if widths else {}
         divisors = choose_divisors(model, groups, seen, self.recipe, given)
-        weights = channel_weights(groups, divisors) if self.recipe.calibration == "mse" else {}
         once = [each for each in widths if self.recipe.ranges == "per-tensor" or each not in measured]
+        weights = channel_weights(groups, divisors) if self.recipe.calibration == "mse" and once else {}
         bounds = self._bounds(model, once, seen, divisors, given, weights)
         steps, renamed = smooth(model.graph, groups, divisors) if self.recipe.smoothing is not None else ([], {})
         bounds = {renamed.get(name, name): bound for name, bound in bounds.items()}
@@ -130,11 +130,12 @@ class Static:
         detail = f"{self.percentile:g} per cent" if method == "percentile" else _KEPT.get(method, "")
         detail = f"{detail}, {calibration.count} from {calibration.source}"
         of_tokens = Step("quantize", "ranges measured as they come", tokens, "one for each token's vector")
-        return [Step("quantize", f"{method} calibration", once, detail), *([of_tokens] if tokens else [])]
+        calibrated = Step("quantize", f"{method} calibration", once, detail)
+        return [*([calibrated] if once or not tokens else []), *([of_tokens] if tokens else [])]
 
     def _q_dq(self, graph: ir.Graph, linear: Linear, *, bounds: Mapping[str, Range]) -> list[ir.Node]:
         name = linear.activation.name or ""
-        if name not in bounds:
+        if self.recipe.ranges == "per-token" and name not in bounds:
             return token_q_dq(graph, linear)
         tensors = scale_and_zero(bounds[name], self.recipe.activations, self.form)
         scale, zero = (

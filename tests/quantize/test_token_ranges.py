@@ -19,7 +19,9 @@ from quantize.smoothing import find_groups
 from quantize.smoothing_search import search_smoothing
 from runtimes._onnxruntime.lowering import lower_graph
 from runtimes._onnxruntime.session import OrtSession
+from runtimes._onnxruntime.tapped import TappedGraph
 from runtimes.ort_cpu.rules import rules_for
+from toolkit.compare.modules import Modules
 from toolkit.errors import StageError, UsageError
 from toolkit.types import Calibration
 
@@ -159,3 +161,47 @@ def test_strengths_are_searched_for_ranges_of_tokens():
     assert found["per-token"].keys() == again.keys()
     assert all(np.array_equal(array, again[name]) for name, array in found["per-token"].items())
     assert set(found["per-token"]) <= set(found["per-tensor"])
+
+
+def test_what_the_kernel_cannot_take_is_refused_by_name(tmp_path):
+    b = Builder(3)
+    x, bias = graph_input("x", ["batch", WIDTH]), b.random("bias", COLUMNS)
+    computed = b.op("Tanh", bias)
+    computed.shape = ir.Shape([COLUMNS])
+    y = b.op("Gemm", x, b.random("weight", COLUMNS, WIDTH), computed, transB=1)
+    rows = Calibration(lambda: iter([{"x": unseen()["x"].reshape(-1, WIDTH)}]), 1, "rows")
+    _, made = quantized(tmp_path, b.model([x], {"y": y}, y=["batch", COLUMNS]), PLAIN, rows)
+    with pytest.raises(StageError, match="measures each token's range, and its weight or bias is computed") as caught:
+        lower_graph(made, tmp_path / "lowered", "ort-cpu", rules_for(ENCODER))
+    assert "ranges=per-tensor" in caught.value.hint
+
+
+def test_a_tensor_whose_type_nobody_wrote_down_is_measured_too(tmp_path):
+    b = Builder(3)
+    x = graph_input("x", ["batch", 16, WIDTH])
+    hidden = b.op("Tanh", x)
+    hidden.type = hidden.shape = None
+    y = b.linear(hidden, "fc", WIDTH, COLUMNS)
+    _, made = quantized(tmp_path, b.model([x], {"y": y}, y=["batch", 16, COLUMNS]), PLAIN)
+    lowered = lower_graph(made, tmp_path / "lowered", "ort-cpu", rules_for(ENCODER))
+    assert own_linears(lowered) == {"Int8LinearTokens": 1}
+    assert sqnr(*(answers(graph, unseen()) for graph in (made, lowered))) > 60
+
+
+def test_who_looks_inside_finds_every_module_and_the_tensor_that_enters_it(tmp_path):
+    model = vision_model()
+    model.producer_name = "toolkit"
+    _, made = quantized(tmp_path, model, TOKEN, images(4))
+    lowered = lower_graph(made, tmp_path / "lowered", "ort-cpu", rules_for(SPEC))
+    tapped = TappedGraph(lowered.path, rounded=False)
+    found = {module.path: module for module in Modules(tapped.proto).modules}
+    linears = {f"block.attention.{name}_proj" for name in ("q", "k", "v", "out")} | {"block.fc1", "block.fc2"}
+    assert linears <= set(found)
+    assert all(found[path].entering for path in linears)
+    assert len({found[f"block.attention.{name}_proj"].entering for name in "qkv"}) == 1
+    feed = dict(next(images(1, seed=9).batches()))
+    taps = [found[path].tensor for path in sorted(linears)]
+    with closing(tapped.session([*taps, "logits"])) as session:
+        inner = session.run(feed)
+    assert {inner[tap].shape[-1] for tap in taps} == {WIDTH, 64}
+    assert sqnr(answers(lowered, feed, "logits"), inner["logits"]) > 60

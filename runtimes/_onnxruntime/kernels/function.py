@@ -13,7 +13,9 @@ __all__ = [
     "ACTIVATIONS",
     "LINEAR",
     "LINEAR_OFFSET",
+    "PART",
     "QUICK_GELU_SLOPE",
+    "ROUNDING",
     "Body",
     "activated",
     "attach",
@@ -28,6 +30,11 @@ LINEAR_OFFSET = "BlockLinearOffset"
 ACTIVATIONS = ("Relu", "Gelu", "GeluTanh", "QuickGelu")
 """What encoders' Linears take in, as the names of their operators have it."""
 QUICK_GELU_SLOPE = 1.702
+
+PART = "toolkit.part"
+"""The metadata of a body's node that names its part."""
+ROUNDING = "rounding"
+"""The part that turns x into codes, which every Linear of the operator reads."""
 
 _ATTRIBUTES = ("K", "N", "bits", "block_size")
 _INT8_ACTIVATIONS = 4
@@ -72,10 +79,14 @@ def _block_sums(body: Body, x: ir.Value, rank: int | None) -> ir.Value:
 
 
 class Body:
-    """The nodes of a function's body, in the order in which they were made."""
+    """The nodes of a function's body, in the order in which they were made.
+
+    `part` is noted on them, where it is set: what they are of, for who looks into the operator.
+    """
 
     def __init__(self) -> None:
         self.nodes: list[ir.Node] = []
+        self.part = ""
 
     def op(self, op_type: str, inputs: Sequence[ir.Value | None], attributes: Any = (), domain: str = "") -> ir.Value:
         """Add a node with one output; answers that."""
@@ -86,6 +97,7 @@ class Body:
     ) -> list[ir.Value]:
         """Add a node with so many outputs; answers them."""
         node = ir.Node(domain, op_type, inputs, attributes, num_outputs=outputs)
+        node.metadata_props.update({PART: self.part} if self.part else {})
         for index, value in enumerate(node.outputs):
             value.name = f"{op_type}_{len(self.nodes)}" + (f"_{index}" if index else "")
         self.nodes.append(node)

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from runtimes._onnxruntime.kernels import DOMAIN
-from runtimes._onnxruntime.kernels.function import Body, activated
+from runtimes._onnxruntime.kernels.function import ROUNDING, Body, activated
 
 __all__ = ["INT8_LINEAR", "Int8Variant", "int8_function"]
 
@@ -62,13 +62,18 @@ def int8_function(variant: Int8Variant, opset: int) -> ir.Function:
     """The body of one operator: `QuantizeLinear` and `com.microsoft::MatMulIntegerToFloat`, for opset 20 or later."""
     values = {name: ir.Value(name=name) for name in variant.inputs}
     body = Body()
+    body.part = ROUNDING
     if variant.of_codes:
         x = _Codes(values["x"], values["x_scale"], values["x_zero_point"])
     else:
         multiplier = values.get("x_multiplier")
         smoothed = values["x"] if multiplier is None else body.op("Mul", [values["x"], multiplier])
         x = _of_tokens(body, smoothed) if variant.tokens else _of_tensor(body, smoothed, values)
-    outputs = [_product(body, x, *(values[f"{name}{i}"] for name in _WEIGHT)) for i in range(3 if variant.qkv else 1)]
+    outputs = []
+    for i in range(3 if variant.qkv else 1):
+        body.part = f"linear{i}"
+        outputs.append(_product(body, x, *(values[f"{name}{i}"] for name in _WEIGHT)))
+    body.part = ""
     if not variant.qkv:
         outputs = [_finished(body, outputs[0], variant, values)]
     opsets = {"": opset, "com.microsoft": 1}

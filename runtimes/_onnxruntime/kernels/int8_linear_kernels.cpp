@@ -30,12 +30,14 @@ void round_portable(const Rounding& rounding, const float* x, uint8_t* to, int64
 }
 
 // Scale and zero point of a row from its range, in the order in which the operator's function computes them.
-struct Range {
+struct TokenRange {
   float low = 0.0f, high = 0.0f;
+  bool is_number = true;  // of every element
 
   Rounding rounding(const float* multiplier) const {
     Rounding made;
     made.scale = std::max((high - low) / 255.0f, std::numeric_limits<float>::min());
+    if (!is_number) made.scale = std::numeric_limits<float>::quiet_NaN();  // and so all that the row is multiplied to
     made.inverse = 1.0f / made.scale;
     const float below = -low * made.inverse;
     made.zero_point = below < 255.0f ? static_cast<int32_t>(std::nearbyintf(below)) : 255;  // also where it is NaN
@@ -49,10 +51,12 @@ Token token_of(const Rounding& rounding) {
 }
 
 Token round_token_portable(const float* multiplier, const float* x, uint8_t* to, int64_t K) {
-  Range range;
+  TokenRange range;
   for (int64_t k = 0; k < K; ++k) {
-    range.low = std::min(range.low, smoothed(multiplier, x, k));
-    range.high = std::max(range.high, smoothed(multiplier, x, k));
+    const float value = smoothed(multiplier, x, k);
+    range.low = std::min(range.low, value);
+    range.high = std::max(range.high, value);
+    range.is_number = range.is_number && !std::isnan(value);
   }
   const Rounding rounding = range.rounding(multiplier);
   for (int64_t k = 0; k < K; ++k)
@@ -124,20 +128,22 @@ AVX512 void round_vnni(const Rounding& rounding, const float* x, uint8_t* to, in
 }
 
 template <bool Smoothed>
-AVX512_INLINE Range range_of(const float* multiplier, const float* x, int64_t K) {
+AVX512_INLINE TokenRange range_of(const float* multiplier, const float* x, int64_t K) {
   __m512 low = _mm512_setzero_ps(), high = low;
+  __mmask16 none = 0;
   for (int64_t k = 0; k < K; k += kVector) {
     const __mmask16 mask = static_cast<__mmask16>(K - k >= kVector ? 0xffff : (1 << (K - k)) - 1);
     __m512 value = _mm512_maskz_loadu_ps(mask, x + k);
     if constexpr (Smoothed) value = _mm512_mul_ps(value, _mm512_maskz_loadu_ps(mask, multiplier + k));
     low = _mm512_min_ps(value, low);
     high = _mm512_max_ps(value, high);
+    none = static_cast<__mmask16>(none | _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q));
   }
-  return {_mm512_reduce_min_ps(low), _mm512_reduce_max_ps(high)};
+  return {_mm512_reduce_min_ps(low), _mm512_reduce_max_ps(high), none == 0};
 }
 
 AVX512 Token round_token_vnni(const float* multiplier, const float* x, uint8_t* to, int64_t K) {
-  const Range range = multiplier != nullptr ? range_of<true>(multiplier, x, K) : range_of<false>(multiplier, x, K);
+  const TokenRange range = multiplier != nullptr ? range_of<true>(multiplier, x, K) : range_of<false>(multiplier, x, K);
   const Rounding rounding = range.rounding(multiplier);
   round_vnni<true>(rounding, x, to, K);
   return token_of(rounding);

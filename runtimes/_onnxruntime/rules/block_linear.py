@@ -77,8 +77,9 @@ class _Rule:
         self._tables = self._shared = self._biases = self._left = 0
 
     def apply(self, node: ir.Node) -> None:
-        if not node.attributes.get_int("block_size", 0):
-            return
+        stored = node.inputs[0]
+        if not node.attributes.get_int("block_size", 0) or stored is None or stored.const_value is None:
+            return  # with blocks, but computed: an activation
         blocks = _read(node)
         linears, tables = _readers(node.outputs[0], blocks.axis) if blocks else ([], [])
         self._left += len(node.outputs[0].uses()) - len(tables) - _paths(node.outputs[0], linears)

@@ -21,6 +21,7 @@ __all__ = [
     "constant_array",
     "factor_behind",
     "is_int8_linear",
+    "is_token_linear",
     "only_use",
     "residual_behind",
     "rounding_of",
@@ -62,6 +63,13 @@ def is_int8_linear(node: ir.Node) -> bool:
     return of_columns and (_are_constant(scale, zero_point) or _are_of_tokens(codes, scale, zero_point))
 
 
+def is_token_linear(node: ir.Node) -> bool:
+    """Whether it is a `MatMulIntegerToFloat` whose scale and zero point are each token's own."""
+    if node.op_type != "MatMulIntegerToFloat" or node.domain != "com.microsoft" or node.inputs[0] is None:
+        return False
+    return _are_of_tokens(node.inputs[0], node.inputs[2], node.inputs[4])
+
+
 def rounding_of(codes: ir.Value | None) -> Rounding | None:
     """How a uint8 tensor was made from floats; None where it was not, or not with one constant scale."""
     node = codes.producer() if codes is not None else None
@@ -71,7 +79,10 @@ def rounding_of(codes: ir.Value | None) -> Rounding | None:
     readers = token_readers(node) or (node,)
     if len(readers) == 1 and not _are_constant(scale, zero_point):
         return None
-    if source is None or scale is None or zero_point is None or source.dtype != ir.DataType.FLOAT:
+    if source is None or scale is None or zero_point is None:
+        return None
+    # The chain that measures a token holds floats alone.
+    if len(readers) == 1 and source.dtype != ir.DataType.FLOAT:
         return None
     parameters = (scale, zero_point) if len(readers) == 1 else ()
     alone = {use.node for use in source.uses()} == set(readers) and not source.is_graph_output()

@@ -24,10 +24,12 @@ from runtimes._onnxruntime.rules.linear_parts import (
     constant_array,
     factor_behind,
     is_int8_linear,
+    is_token_linear,
     only_use,
     residual_behind,
     rounding_of,
 )
+from toolkit.errors import StageError
 from toolkit.types import Step
 
 __all__ = ["use_int8_linear"]
@@ -36,7 +38,7 @@ _QKV = 3
 
 
 def use_int8_linear(model: ir.Model, emit: Emitter) -> list[Step]:
-    """Replace every `MatMulIntegerToFloat` of constant scales and zero points; attach the functions that are called.
+    """Replace every `MatMulIntegerToFloat` of constant scales and zero points, or of each token's; attach functions.
 
     Runs after `lower_int8_linears`. Where one range is a tensor's as it comes, Linears stay, as do those of more than
     32768 inputs.
@@ -49,6 +51,7 @@ def use_int8_linear(model: ir.Model, emit: Emitter) -> list[Step]:
         if node.graph is not None and is_int8_linear(node):
             rule.apply(node)
     _remove_unread(model.graph)
+    _refuse_tokens_left(model)
     for variant in rule.variants:
         attach(model, int8_function(variant, model.opset_imports[""]))
     return [Step("lower", what, count, "own kernel") for what, count in rule.counts.items()]
@@ -62,6 +65,17 @@ def _remove_unread(graph: ir.Graph) -> None:
     for node in reversed(graph):
         if not any(output.uses() or output.is_graph_output() for output in node.outputs):
             graph.remove(node, safe=True)
+
+
+def _refuse_tokens_left(model: ir.Model) -> None:
+    """No kernel of ONNX Runtime takes a scale for each token."""
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        if is_token_linear(node):
+            raise StageError(
+                "lower",
+                f"quantized Linear '{node.name}' measures each token's range, and its weight or bias is computed",
+                hint="Leave it out of the scheme (exclude), or take ranges=per-tensor.",
+            )
 
 
 @dataclass(slots=True)
