@@ -136,14 +136,17 @@ def test_ranges_of_tokens_are_for_unsigned_activations_and_the_runtime_that_meas
     require_taken(changes, [{"int8": unsigned}])
     assert tuned(changes, unsigned) == replace(unsigned, ranges="per-token")
     for scheme, target in (("int8", "trt-int8"), ("int8-dynamic", "ort-cpu-int8-dynamic"), ("fp32", "ort-cpu-fp32")):
-        with pytest.raises(UsageError, match=f"'{scheme}' has no 'ranges' for this model"):
+        with pytest.raises(UsageError, match=f"'{scheme}' has no 'ranges' for this model") as refused:
             require_taken(changes, [{scheme: own_recipe(parse_target(target), ENCODER)}])
+        assert "ranges=per-token is taken by: ort-cpu. Leave it out here." in refused.value.hint
     check_runtimes({parse_target("ort-cpu-int8"): changes})
     with pytest.raises(
         UnsupportedError, match="'openvino' does not measure the range of each token's vector"
     ) as caught:
         check_runtimes({parse_target("openvino-int8"): changes})
-    assert "Export for openvino-int8 without ranges=per-token. It is taken by: ort-cpu." in caught.value.hint
+    assert (
+        "Export for openvino-int8 without ranges=per-token. ranges=per-token is taken by: ort-cpu." in caught.value.hint
+    )
     with pytest.raises(UsageError, match="'per-row' is no ranges"):
         parse_changes("ranges=per-row")
 

@@ -9,6 +9,7 @@ from typing import Any, get_args
 from toolkit import plugins
 from toolkit.errors import UsageError
 from toolkit.recipe.document import Precision, Quantization
+from toolkit.recipe.runtimes import taken_by
 from toolkit.types import CalibrationMethod, QuantConfig, Ranges
 
 __all__ = ["given_keys", "parse_changes", "require_taken", "taken", "tuned"]
@@ -73,7 +74,8 @@ def require_taken(changes: Quantization, recipes: Sequence[Mapping[str, QuantCon
                 f"scheme {names} has no '{key}' {changes.rounding} for this model: its weights have a scale a channel",
                 hint=f"Allowed here: {', '.join(_CHANNEL_ROUNDING)}.",
             )
-        raise UsageError(f"scheme {names} has no '{key}' for this model", hint=f"{has} Leave it out here.")
+        hint = " ".join(filter(None, (has, taken_by(key), "Leave it out here.")))
+        raise UsageError(f"scheme {names} has no '{key}' for this model", hint=hint)
 
 
 def _takes(base: QuantConfig, changes: Quantization, key: str) -> bool:

@@ -10,7 +10,7 @@ from toolkit.errors import UnsupportedError
 from toolkit.recipe.document import Quantization
 from toolkit.target import Target
 
-__all__ = ["check_runtimes"]
+__all__ = ["check_runtimes", "taken_by"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +35,19 @@ def check_runtimes(changes: Mapping[Target, Quantization]) -> None:
     """
     for target, quantization in changes.items():
         for key, asked in _ASKED.items():
-            if getattr(quantization, key) != asked.value:
-                continue
-            listing = plugins.listing("runtimes").items()
-            takes = [name for name, each in listing if asked.value in each.literals.get(asked.literal, ())]
-            if target.runtime not in takes:
+            if getattr(quantization, key) == asked.value and target.runtime not in _takers(asked):
                 raise UnsupportedError(
                     f"runtime '{target.runtime}' {asked.lacks}",
-                    hint=f"Export for {target} without {key}={asked.value}. It is taken by: {', '.join(takes)}.",
+                    hint=f"Export for {target} without {key}={asked.value}. {taken_by(key)}",
                 )
+
+
+def taken_by(key: str) -> str:
+    """Which runtimes take a key that not all do, as a sentence; nothing for other keys."""
+    asked = _ASKED.get(key)
+    return f"{key}={asked.value} is taken by: {', '.join(_takers(asked))}." if asked else ""
+
+
+def _takers(asked: _Asked) -> list[str]:
+    listing = plugins.listing("runtimes").items()
+    return [name for name, each in listing if asked.value in each.literals.get(asked.literal, ())]
