@@ -20,7 +20,7 @@ from model_zoo._arrays import array_feed, array_names
 from model_zoo._calibration import OWN
 from model_zoo._resolve import needs_no_files
 from model_zoo._samples import Sample
-from model_zoo._skeleton import SHAPES_ONLY, skeleton
+from model_zoo._skeleton import shapes_only, skeleton
 from model_zoo._user_data import Feed
 from model_zoo._windows import known_by, windows
 from toolkit.cache_names import past_names, present_names
@@ -180,12 +180,14 @@ def _decoder(spec: ModelSpec) -> DecoderSpec:
 
 def _probe(model: PreTrainedModel, config: Any) -> tuple[int, list[tuple[int, int, int]]]:
     """Vocabulary, and each layer's key/value heads and sizes of key and value, from one run without weights."""
-    cache = DynamicCache()
-    ids = torch.ones(2, 5, dtype=torch.long, device="meta")
+
+    def run() -> tuple[Any, DynamicCache]:
+        cache, ids = DynamicCache(), torch.ones(2, 5, dtype=torch.long, device="meta")
+        # Without a mask, some models look for padding in the ids, which have no values here.
+        return model(input_ids=ids, attention_mask=ids, past_key_values=cache, use_cache=True).logits, cache
+
     try:
-        with torch.no_grad(), SHAPES_ONLY:
-            # Without a mask, some models look for padding in the ids, which have no values here.
-            logits = model(input_ids=ids, attention_mask=ids, past_key_values=cache, use_cache=True).logits
+        logits, cache = shapes_only(run)
         shapes = [(layer.keys.shape, layer.values.shape) for layer in cache.layers]
     except Exception as error:
         raise UnsupportedError(

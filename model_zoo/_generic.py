@@ -18,7 +18,7 @@ from model_zoo import _heads, _loading, _source, _text, _vision
 from model_zoo._calibration import OWN
 from model_zoo._decoder import CausalFamily
 from model_zoo._resolve import needs_no_files
-from model_zoo._skeleton import SHAPES_ONLY, skeleton
+from model_zoo._skeleton import shapes_only, skeleton
 from toolkit.errors import UnsupportedError, UsageError
 from toolkit.recipe.document import Data
 from toolkit.types import Calibration, Evaluation, Kind, ModelRequest, ModelSpec, Tensors, TensorSpec
@@ -183,9 +183,7 @@ def _text_spec(request: ModelRequest, cls: type, config: Any, bare: Bare, *, poo
         model = bare(_base(config))
     else:
         task, model = _heads.task_of(cls.__name__), bare(cls)
-        with SHAPES_ONLY:
-            ids = [torch.ones(rows, width, dtype=torch.long, device="meta") for rows, width in ((2, 16), (3, 24))]
-        outputs = _outputs(model, "input_ids", ids, ("batch", "sequence"))
+        outputs = _outputs(model, "input_ids", ((2, 16), (3, 24)), torch.long, ("batch", "sequence"))
     return _text.text_spec(
         request,
         family=request.name,
@@ -200,8 +198,7 @@ def _text_spec(request: ModelRequest, cls: type, config: Any, bare: Bare, *, poo
 
 def _vision_spec(request: ModelRequest, cls: type, config: Any, bare: Bare, default_size: int | None) -> ModelSpec:
     size, channels = _vision.input_size(request, config, default_size), int(getattr(config, "num_channels", 3))
-    with SHAPES_ONLY:
-        pixels = [torch.ones(rows, channels, *size, device="meta") for rows in (2, 3)]
+    pixels = [(rows, channels, *size) for rows in (2, 3)]
     task = _heads.task_of(cls.__name__)
     return _vision.vision_spec(
         request,
@@ -210,7 +207,7 @@ def _vision_spec(request: ModelRequest, cls: type, config: Any, bare: Bare, defa
         architecture=cls.__name__,
         channels=channels,
         size=size,
-        outputs=_outputs(bare(cls), "pixel_values", pixels, ("batch",)),
+        outputs=_outputs(bare(cls), "pixel_values", pixels, torch.float32, ("batch",)),
         labels=_vision.labels_of(config) if task in _heads.LABELLED else (),
     )
 
@@ -232,12 +229,15 @@ def _other_heads(cls: Any, spec: ModelSpec, own: str) -> tuple[str, ...]:
 
 
 def _outputs(
-    model: PreTrainedModel, name: str, probes: Sequence[torch.Tensor], axes: Sequence[str]
+    model: PreTrainedModel, name: str, probes: Sequence[Sequence[int]], dtype: torch.dtype, axes: Sequence[str]
 ) -> list[TensorSpec]:
-    """Run two sizes of input: an output axis that follows one of the input's is named after it."""
+    """Run on inputs of two shapes: an output axis that follows one of the input's is named after it."""
+
+    def run(shape: Sequence[int]) -> dict[str, Any]:
+        return dict(model(**{name: torch.ones(*shape, dtype=dtype, device="meta")}).items())
+
     try:
-        with torch.no_grad(), SHAPES_ONLY:
-            small, large = (dict(model(**{name: probe}).items()) for probe in probes)
+        small, large = shapes_only(lambda: [run(shape) for shape in probes])
     except Exception as error:
         raise UnsupportedError(
             f"{type(model).__name__} cannot be run on {name} alone: {error}",
@@ -252,15 +252,15 @@ def _outputs(
 
 
 def _shape(
-    small: torch.Tensor, large: torch.Tensor, probes: Sequence[torch.Tensor], axes: Sequence[str]
+    small: torch.Tensor, large: torch.Tensor, probes: Sequence[Sequence[int]], axes: Sequence[str]
 ) -> tuple[int | str, ...]:
-    named = {(probes[0].shape[axis], probes[1].shape[axis]): name for axis, name in enumerate(axes)}
+    named = {(probes[0][axis], probes[1][axis]): name for axis, name in enumerate(axes)}
     pairs = zip(small.shape, large.shape, strict=True)
     shape = tuple(a if a == b else named.get((a, b), "") for a, b in pairs)
     if "" in shape:
         raise UnsupportedError(
-            f"an output has the shape {tuple(small.shape)} for an input {tuple(probes[0].shape)}, "
-            f"but {tuple(large.shape)} for {tuple(probes[1].shape)}",
+            f"an output has the shape {tuple(small.shape)} for an input {tuple(probes[0])}, "
+            f"but {tuple(large.shape)} for {tuple(probes[1])}",
             hint="Axes of outputs must be fixed or equal the batch or the sequence.",
         )
     return shape

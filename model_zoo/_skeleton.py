@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -10,10 +11,25 @@ from transformers import PreTrainedModel
 
 from toolkit.errors import UsageError
 
-__all__ = ["SHAPES_ONLY", "skeleton"]
+__all__ = ["shapes_only", "skeleton"]
 
-SHAPES_ONLY = FakeTensorMode(allow_non_fake_inputs=True)
-"""Transformers' mask functions read a mask's values unless tensors are fake: the meta device alone is not enough."""
+T = TypeVar("T")
+
+_FAKE = FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def shapes_only(run: Callable[[], T]) -> T:
+    """What `run` answers of a skeleton and of inputs that it makes on the meta device, without gradients.
+
+    Some models read values (of a mask, of a table of positions), which the meta device has none of: `run` is called
+    again with fake tensors, which know those of constants, and take four times as long. What it raises then is raised.
+    """
+    with torch.no_grad():
+        try:
+            return run()
+        except Exception:  # whatever the model raises where it cannot go on
+            with _FAKE:
+                return run()
 
 
 def skeleton(cls: Any, config: Any, **arguments: Any) -> PreTrainedModel:

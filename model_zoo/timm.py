@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from exporters.fused_attention.interface import NAME
 from model_zoo import _loading, _source, _timm_config, _vision
-from model_zoo._skeleton import SHAPES_ONLY
+from model_zoo._skeleton import shapes_only
 from model_zoo._timm_config import Settings
 from toolkit.errors import MissingDependencyError, UnsupportedError, UsageError
 from toolkit.plugins import nearest
@@ -214,8 +214,7 @@ def _features(made: Settings) -> list[TensorSpec]:
     try:
         with torch.device("meta"):
             model = TimmEncoder(_created(made), names)
-        with torch.no_grad(), SHAPES_ONLY:
-            found = model(torch.ones(2, *made.input_size, device="meta"))
+        found = shapes_only(lambda: model(torch.ones(2, *made.input_size, device="meta")))
     except (AttributeError, RuntimeError, TypeError, ValueError) as error:
         raise UnsupportedError(
             f"{made.architecture} has no features before its head that can be taken apart: {error}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,11 @@ from pathlib import Path
 import own_scripts
 import pytest
 from cpp_program import built
+
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    # OpenMP's threads wait for one another in loops: more of them than cores, and they take the other process's.
+    own_cores = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, own_cores)))
 
 OWN_MODULE = """
 import torch

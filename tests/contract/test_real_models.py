@@ -19,9 +19,11 @@ from toolkit.cli import main
 from toolkit.drift.report import StageDrift
 from toolkit.pipeline import export
 from toolkit.plan import Request, plan
-from toolkit.recipe.document import Quantization
+from toolkit.recipe.document import Data, Quantization
 
 TARGETS = ("ort-cpu-fp32", "ort-cpu-int8", "trt-fp16", "trt-int8")
+FEW = Data(count=16)
+"""Of the 64 samples that are calibrated on by default, which take minutes here. The gates are the same."""
 
 
 def to_every_target(model: str, output: Path, **options: Any) -> dict[str, Bundle]:
@@ -47,7 +49,7 @@ def assert_sound(bundles: dict[str, Bundle], attentions: int) -> None:
 
 @pytest.fixture(scope="module")
 def minilm(minilm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
-    return to_every_target(str(minilm_folder), tmp_path_factory.mktemp("minilm"))
+    return to_every_target(str(minilm_folder), tmp_path_factory.mktemp("minilm"), calibration=FEW)
 
 
 @pytest.fixture(scope="module")
@@ -106,13 +108,14 @@ def test_minilm_in_cpp_embeds_texts_as_the_toolkit_does(minilm: dict[str, Bundle
 
 @pytest.mark.heavy
 def test_dinov2(dinov2_folder: Path, tmp_path: Path) -> None:
-    assert_sound(to_every_target(str(dinov2_folder), tmp_path), attentions=12)
+    assert_sound(to_every_target(str(dinov2_folder), tmp_path, calibration=FEW), attentions=12)
 
 
 @pytest.mark.heavy
 def test_vit_base_with_random_weights(tmp_path: Path) -> None:
     # Random weights say nothing of rounding by data, which takes minutes here.
-    bundles = to_every_target("vit-base", tmp_path, weights="random", recipe=Quantization(rounding="nearest"))
+    recipe = Quantization(rounding="nearest")
+    bundles = to_every_target("vit-base", tmp_path, weights="random", calibration=FEW, recipe=recipe)
     assert_sound(bundles, attentions=12)
     assert bundles["trt-int8"].manifest.model.weights == "random"
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import TypeVar
 
 from toolkit.bench_process import physical_cores
 from toolkit.sweep.row import Row
@@ -12,6 +13,10 @@ from toolkit.sweep.run import Job
 from toolkit.sweep.supervise import run_job
 
 __all__ = ["default_jobs", "run_here"]
+
+T = TypeVar("T")
+
+_POLL_SECONDS = 0.2
 
 
 def default_jobs() -> int:
@@ -27,9 +32,17 @@ def run_here(jobs: Sequence[Job], count: int) -> Generator[Row]:
     halt = threading.Event()
     with ThreadPoolExecutor(count) as pool:
         try:
-            for future in as_completed([pool.submit(run_job, job, halt.is_set) for job in jobs]):
+            for future in _completed([pool.submit(run_job, job, halt.is_set) for job in jobs]):
                 if row := future.result():
                     yield row
         finally:
             halt.set()
             pool.shutdown(cancel_futures=True)
+
+
+def _completed(futures: Iterable[Future[T]]) -> Iterator[Future[T]]:
+    """Each when it is done. In short waits: one that a signal comes before, instead of in, would not end by it."""
+    pending = set(futures)
+    while pending:
+        done, pending = wait(pending, _POLL_SECONDS, FIRST_COMPLETED)
+        yield from done
