@@ -49,7 +49,7 @@ def assert_sound(bundles: dict[str, Bundle], attentions: int) -> None:
 
 @pytest.fixture(scope="module")
 def minilm(minilm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
-    return to_every_target(str(minilm_folder), tmp_path_factory.mktemp("minilm"), calibration=FEW)
+    return to_every_target(str(minilm_folder), tmp_path_factory.mktemp("minilm"))
 
 
 @pytest.fixture(scope="module")
