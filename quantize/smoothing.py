@@ -43,8 +43,7 @@ class Group:
     @property
     def width(self) -> int:
         """K."""
-        weight = self.linears[0]
-        return int(weight.tensor.shape[_input_axis(weight)])
+        return self.linears[0].inputs
 
 
 @dataclass(frozen=True, slots=True)

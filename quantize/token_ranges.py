@@ -13,9 +13,9 @@ from quantize.linears import Linear, add_initializer
 from quantize.nodes import new_node, unused_name
 from toolkit.errors import UsageError
 
-__all__ = ["OPSET", "require_opset", "token_q_dq"]
+__all__ = ["require_opset", "token_q_dq"]
 
-OPSET = 21
+_OPSET = 21
 """The first in which `QuantizeLinear` takes a scale for each block."""
 _STEPS = 255
 _LEAST = float(np.finfo(np.float32).tiny)
@@ -25,10 +25,10 @@ _LEAST = float(np.finfo(np.float32).tiny)
 def require_opset(model: ir.Model) -> None:
     """Raise UsageError where the graph is of an opset without scales for blocks."""
     opset = model.opset_imports.get("", 0)
-    if opset < OPSET:
+    if opset < _OPSET:
         raise UsageError(
-            f"ranges=per-token needs opset {OPSET} or later, and this graph is of opset {opset}",
-            hint=f"Export with --opset {OPSET}, or leave ranges=per-token out.",
+            f"ranges=per-token needs opset {_OPSET} or later, and this graph is of opset {opset}",
+            hint=f"Export with --opset {_OPSET}, or leave ranges=per-token out.",
         )
 
 

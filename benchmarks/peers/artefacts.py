@@ -60,11 +60,12 @@ def build_bundles(work: Path, key: str, model: Model, targets: Sequence[str]) ->
 
     A target may have changes of its recipe behind a space; targets with the same ones are exported together.
     """
+    root = work / "bundles" / _sources() / key
     found: dict[str, Path] = {}
     reasons: dict[str, str] = {}
     for recipe in dict.fromkeys(target.partition(" ")[2] for target in targets):
         names = {each: each.partition(" ")[0] for each in targets if each.partition(" ")[2] == recipe}
-        folder = work / "bundles" / _sources() / key / recipe.replace(",", "-")
+        folder = root / recipe.replace(",", "-")
         reason = _export(key, model, [name for name in names.values() if _bundle(folder, name) is None], recipe, folder)
         found |= {target: path for target, name in names.items() if (path := _bundle(folder, name))}
         reasons |= {target: reason for target in names if target not in found}
@@ -76,7 +77,8 @@ def _export(key: str, model: Model, targets: Sequence[str], recipe: str, folder:
     if not targets:
         return ""
     command = [sys.executable, "-m", "toolkit", "export", f"--model={model.name}", f"--weights={model.weights}"]
-    command += [f"--output={folder}", f"--drift-gate={_NO_GATE}", "--offline", *([f"--recipe={recipe}"] * bool(recipe))]
+    command += [f"--output={folder}", f"--drift-gate={_NO_GATE}", "--offline"]
+    command += [f"--recipe={recipe}"] if recipe else []
     try:
         _run(f"{key} {', '.join(targets)} {recipe}", command + [f"--target={target}" for target in targets], {})
     except NotMadeError as error:

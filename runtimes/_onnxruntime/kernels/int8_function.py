@@ -66,8 +66,7 @@ def int8_function(variant: Int8Variant, opset: int) -> ir.Function:
     if variant.of_codes:
         x = _Codes(values["x"], values["x_scale"], values["x_zero_point"])
     else:
-        multiplier = values.get("x_multiplier")
-        smoothed = values["x"] if multiplier is None else body.op("Mul", [values["x"], multiplier])
+        smoothed = _smoothed(body, values["x"], values.get("x_multiplier"))
         x = _of_tokens(body, smoothed) if variant.tokens else _of_tensor(body, smoothed, values)
     outputs = []
     for i in range(3 if variant.qkv else 1):
@@ -90,6 +89,10 @@ class _Codes:
     zero_point: ir.Value
     token_scale: ir.Value | None = None
     token_low: ir.Value | None = None
+
+
+def _smoothed(body: Body, x: ir.Value, multiplier: ir.Value | None) -> ir.Value:
+    return x if multiplier is None else body.op("Mul", [x, multiplier])
 
 
 def _of_tensor(body: Body, x: ir.Value, values: Mapping[str, ir.Value]) -> _Codes:
@@ -136,6 +139,5 @@ def _finished(body: Body, y: ir.Value, variant: Int8Variant, values: Mapping[str
         return body.op("Sum", [y, values["residual"]])
     if not variant.to_codes:
         return y
-    multiplier = values.get("y_multiplier")
-    smoothed = y if multiplier is None else body.op("Mul", [y, multiplier])
+    smoothed = _smoothed(body, y, values.get("y_multiplier"))
     return body.op("QuantizeLinear", [smoothed, values["y_scale"], values["y_zero_point"]])

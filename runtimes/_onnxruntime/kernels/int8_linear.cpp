@@ -259,6 +259,8 @@ struct Codes {
   const uint8_t* rows = nullptr;
   int64_t stride = 0;
   Token* tokens = nullptr;
+
+  Token* token(int64_t row) const { return tokens != nullptr ? tokens + row : nullptr; }
 };
 
 Run open_run(const Kernel& kernel, void* context) {
@@ -299,7 +301,7 @@ void round_rows(const Kernel& kernel, const Run& run, const Codes& codes, int64_
     if (kernel.variant->form == kOfCodes)
       std::memcpy(to, static_cast<const uint8_t*>(run.x) + m * kernel.K, static_cast<size_t>(kernel.K));
     else
-      round_row(kernel, static_cast<const float*>(run.x) + m * kernel.K, to, codes.tokens != nullptr ? codes.tokens + m : nullptr);
+      round_row(kernel, static_cast<const float*>(run.x) + m * kernel.K, to, codes.token(m));
     std::memset(to + kernel.K, 0, static_cast<size_t>(4 * kernel.steps - kernel.K));
   }
 }
@@ -311,8 +313,7 @@ void multiply_tile(const Kernel& kernel, const Run& run, const Codes& codes, con
   kernel.kernels.products(panel, codes.rows + m * codes.stride, codes.stride, kernel.steps, rows, sums);
   uint8_t* y = run.y[static_cast<size_t>(panel.output)] + static_cast<size_t>(at) * element;
   const float* residual = run.residual != nullptr ? run.residual + at : nullptr;
-  const Token* tokens = codes.tokens != nullptr ? codes.tokens + m : nullptr;
-  kernel.kernels.finish(panel, kernel.epilogue, sums, tokens, rows, residual, y, stride);
+  kernel.kernels.finish(panel, kernel.epilogue, sums, codes.token(m), rows, residual, y, stride);
 }
 
 constexpr int64_t kFewRows = 32;

@@ -43,7 +43,12 @@ class Rounding:
 
     source: ir.Value
     multiplier: ir.Value | None
-    parameters: tuple[ir.Value, ...]
+    parameters: tuple[ir.Value | None, ...]
+
+    @property
+    def of_tokens(self) -> bool:
+        """Whether each vector of the last axis has its own range."""
+        return not self.parameters
 
     @property
     def constants(self) -> list[ir.Value | None]:
@@ -76,16 +81,13 @@ def rounding_of(codes: ir.Value | None) -> Rounding | None:
     if node is None or not _is(node, "QuantizeLinear"):
         return None
     source, scale, zero_point = (*node.inputs, None)[:3]
-    readers = token_readers(node) or (node,)
-    if len(readers) == 1 and not _are_constant(scale, zero_point):
+    measuring = token_readers(node)
+    # The chain that measures a token holds floats alone, whether its source's type is known or not.
+    fixed = source is not None and source.dtype == ir.DataType.FLOAT and _are_constant(scale, zero_point)
+    if source is None or not (measuring or fixed):
         return None
-    if source is None or scale is None or zero_point is None:
-        return None
-    # The chain that measures a token holds floats alone.
-    if len(readers) == 1 and source.dtype != ir.DataType.FLOAT:
-        return None
-    parameters = (scale, zero_point) if len(readers) == 1 else ()
-    alone = {use.node for use in source.uses()} == set(readers) and not source.is_graph_output()
+    parameters = () if measuring else (scale, zero_point)
+    alone = {use.node for use in source.uses()} == {*measuring, node} and not source.is_graph_output()
     found = _factor(source) if alone else None
     return Rounding(*found, parameters) if found else Rounding(source, None, parameters)
 

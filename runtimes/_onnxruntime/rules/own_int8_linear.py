@@ -110,7 +110,7 @@ class _Rule:
         if len(siblings) not in {1, _QKV} or not all(map(is_int8_linear, siblings)):
             self._shared.add(node.inputs[0])
         shared = node.inputs[0] in self._shared
-        if shared and rounding is not None and rounding.parameters:
+        if shared and rounding is not None and not rounding.of_tokens:
             rounding = None
         if len(siblings) == _QKV and not shared:
             # This node is the first of them in the graph, whichever was first to read.
@@ -123,7 +123,7 @@ class _Rule:
         first = chains[0]
         smoothed = rounding is not None and rounding.multiplier is not None
         qkv = len(chains) == _QKV
-        tokens = rounding is not None and not rounding.parameters
+        tokens = rounding is not None and rounding.of_tokens
         variant = replace(first.variant, qkv=qkv, smoothed=smoothed, of_codes=rounding is None, tokens=tokens)
         inputs = [*_input_of(first.linear, rounding)]
         for chain in chains:
